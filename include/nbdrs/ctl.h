@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * The control socket: unix SOCK_SEQPACKET, one JSON object per packet, at most CTL_MAX_PACKET bytes.
+ *
+ * Request   {"nbdrs": 1, "cmd": NAME, ...}
+ * Reply     {"nbdrs": 1, "ok": true, ...}   or   {"nbdrs": 1, "ok": false, "errno": "ENOENT", "error": TEXT}
+ *           A reply of several packets has "more": true in all but the last.
+ * A client whose "nbdrs" is not 1 gets "errno": "EPROTO" and a text that says which versions talk.
+ *
+ * Commands:
+ *   version   -> version, pid, engine, threads
+ *   status    -> first packet: as version, plus uptime_ns, exports_n, connections_n; then one packet
+ *                per export: {"export": {name, size, read_only, chain (secrets masked),
+ *                layers [{name, depth, ops{}, bytes{}, errors{}}], connections, devices [..],
+ *                requests{read,write,...}, bytes{..}, errors{..},
+ *                latency_ns {read {p50, p99, p999}, write .., flush ..}}}
+ *   attach    {export, connections, read_only} -> export, size (bytes), flags (transmission flags),
+ *                min_block, pref_block, backend_id, backing [PATH...] (local files or block devices
+ *                behind it), attach_id (number); with `connections` sockets by SCM_RIGHTS in the same
+ *                packet, in transmission phase. The daemon keeps no copy of them.
+ *   attached  {attach_id, device} -> ok. Tells the daemon which device it became, for status.
+ *   detached  {device} -> ok.
+ *
+ * The daemon checks SO_PEERCRED: root, the daemon's own user, or members of the configured group.
+ */
+#ifndef NBDRS_CTL_H
+#define NBDRS_CTL_H
+
+#include "nbdrs/co.h"
+#include "nbdrs/err.h"
+
+enum { CTL_VERSION = 1, CTL_MAX_PACKET = 128 * 1024, CTL_MAX_FDS = 64 };
+
+#define CTL_DEFAULT_PATH "/run/nbdrs/control.sock"
+
+/*
+ * Listens at `path` (its folder is made, mode 0755; socket 0660 and given to `group` when not NULL)
+ * and serves in fibers of reactor 0. A live socket of another daemon is -EADDRINUSE, a stale one is replaced.
+ */
+CO_FN int ctl_start(const char *path, const char *group, struct err *err);
+/* Stops, closes, removes the socket file. */
+CO_FN void ctl_stop(void);
+
+#endif

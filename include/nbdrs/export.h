@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Exports: a name, an open chain, and what is advertised for it. The list is built before the listeners
+ * start and taken down after the last connection is gone, so readers need no lock.
+ */
+#ifndef NBDRS_EXPORT_H
+#define NBDRS_EXPORT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "nbdrs/hist.h"
+#include "nbdrs/layer.h"
+#include "nbdrs/proto.h"
+
+enum { EXPORT_HISTS = 3 }; /* read, write (zero and trim too), flush */
+enum { EXPORT_CMDS = 8 };  /* by enum nbd_cmd */
+
+/* Written by one reactor, read by the control socket. */
+struct export_stats {
+	_Atomic uint64_t ops[EXPORT_CMDS];
+	_Atomic uint64_t bytes[EXPORT_CMDS];
+	_Atomic uint64_t errors[EXPORT_CMDS];
+	struct hist latency[EXPORT_HISTS];
+};
+
+struct export {
+	char *name, *description;
+	struct spec *spec;
+	struct chain *chain;
+	uint64_t size;	     /* bytes */
+	uint16_t tflags;     /* enum nbd_tflag; without CAN_MULTI when the chain can't */
+	uint32_t min_block, pref_block, max_payload;
+	char *backend_id;    /* "nbdrs.<percent-encoded name>", for the kernel's BACKEND_IDENTIFIER */
+	struct export_stats *stats; /* reactors_n() of them */
+	_Atomic unsigned conns;
+	struct export *next;
+};
+
+/*
+ * Whether an export may have that name: -EINVAL unless it is UTF-8 of 1 to 4096 bytes without control
+ * characters, -EEXIST for one that is taken.
+ */
+int export_check_name(const char *name, struct err *err);
+/*
+ * Opens the chain and appends to the list. Errors of export_check_name. Takes `spec`, also when it
+ * fails. `read_only` serves what could be written read-only; what can't be written is served so anyway.
+ */
+CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct err *err);
+/* Closes (flush included) and frees all. The first error of a flush. */
+CO_FN int exports_close(void);
+
+/* "" = the default export: the first one. NULL = unknown. */
+struct export *export_find(const char *name);
+/* The same for a name of `len` bytes that may hold anything, zero bytes too. */
+struct export *export_find_n(const char *name, size_t len);
+struct export *export_first(void);
+
+/* Transmission flags from the capabilities of the chain. Pure. */
+uint16_t export_tflags(unsigned caps, bool read_only);
+
+#endif

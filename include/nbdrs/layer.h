@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * The one interface of every layer, above and below the address mapping.
+ *
+ * A request names an extent of an object. Above the address mapping (raw, sharded, ...) the object is
+ * `obj_none` and `off` is the offset on the disk; below it the object has a name ("disk0", "block-12").
+ *
+ * Instance (struct layer): shared by all reactors, mostly read-only after open.
+ * Channel (struct chan): one per instance and reactor, private to it, no locks needed.
+ *
+ * Down only through ch_*(): they count, check and bring the request into the shape that the layer takes
+ * (pad to `min_io`, split at `max_io`, zero -> write), then call its operation, or fall through to kid 0
+ * where the layer has none.
+ */
+#ifndef NBDRS_LAYER_H
+#define NBDRS_LAYER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "nbdrs/co.h"
+#include "nbdrs/err.h"
+#include "nbdrs/iov.h"
+#include "nbdrs/opt.h"
+#include "nbdrs/rangelock.h"
+#include "nbdrs/spec.h"
+
+/* An object's name with its hash; short and immutable. */
+enum { OBJ_NAME_MAX = 255 };
+
+struct obj {
+	uint64_t hash;
+	uint16_t len; /* 0 = no name */
+	char name[OBJ_NAME_MAX + 1];
+};
+
+extern const struct obj obj_none;
+
+/* -ENAMETOOLONG, or -EINVAL for "", ".", "..", a "/" or a control character. */
+int obj_set(struct obj *o, const char *name);
+
+struct ext {
+	const struct obj *obj; /* borrowed for the call; never NULL */
+	uint64_t off, len;
+};
+
+/* Flags of requests. */
+enum io_flags {
+	IO_FUA = 1 << 0,	/* answered only when on stable storage */
+	IO_PUNCH = 1 << 1,	/* zero: may deallocate */
+	IO_FAST = 1 << 2,	/* zero: -ENOTSUP at once, data untouched, unless much faster than writing */
+};
+
+/* What a chain can do; computed in open from the kids upwards, and honest. */
+enum caps {
+	CAN_WRITE = 1 << 0,
+	CAN_PARTIAL = 1 << 1,	/* parts of an object can be written in place */
+	CAN_TRIM = 1 << 2,	/* trim does something */
+	CAN_ZERO = 1 << 3,	/* zero is cheaper than writing zeroes */
+	CAN_FAST_ZERO = 1 << 4, /* zero with IO_FAST can succeed */
+	CAN_FUA = 1 << 5,	/* IO_FUA is cheaper than flush */
+	CAN_FLUSH = 1 << 6,	/* there is something volatile that flush makes stable */
+	CAN_MULTI = 1 << 7,	/* flush on one connection covers all */
+	CAN_MAP = 1 << 8,	/* map tells holes from data */
+	CAN_LEND = 1 << 9,	/* lend may succeed */
+	IS_ROTATIONAL = 1 << 10,
+	HAS_HOLES = 1 << 11,	/* large parts may be unallocated: worth looking for zeroes in replies */
+};
+
+/* Extents of map, in order, without gaps, from ext.off on; at least one, the last may end early. */
+enum extent_flags { EXTENT_HOLE = 1 << 0, EXTENT_ZERO = 1 << 1 }; /* = NBD_STATE_HOLE, NBD_STATE_ZERO */
+
+struct extent {
+	uint64_t len;
+	uint32_t flags;
+};
+
+struct extmap {
+	struct extent *v; /* room for `max`; filled by map */
+	unsigned n, max;
+};
+
+/* Appends, merging with the last one when the flags are equal. False when full (nothing was added). */
+bool extmap_add(struct extmap *m, uint64_t len, uint32_t flags);
+
+/*
+ * Memory lent by a layer instead of a copy: `base` holds the extent's bytes until loan_return(). The
+ * process must not touch it (a truncated file gives SIGBUS): only hand it to the kernel, which answers
+ * EFAULT then. Bytes may change while lent, as with any overlapping write.
+ */
+struct loan {
+	const void *base;
+	void (*give_back)(struct loan *l);
+	void *owner;
+};
+
+struct layer;
+struct chan;
+
+/* Key and value lines for `nbdrsd info`, and what the control socket shows. */
+struct info {
+	void (*add)(struct info *i, const char *key, const char *value);
+};
+
+struct layer_ops {
+	const char *name, *help;	 /* "file", one line */
+	const struct opt *opts;
+	bool takes_target;		 /* name:TARGET, the rest verbatim */
+	bool is_store;			 /* ends a chain */
+	uint16_t self_size, chan_size;
+	uint8_t min_kids, max_kids;
+
+	/*
+	 * Kids are open. Sets layer->size, caps, min_io, pref_io, max_io where they differ from what
+	 * layer_build took over from kid 0. `err` names the thing and the mend.
+	 */
+	CO_FN int (*open)(struct layer *l, struct err *err);
+	/* Everything is drained already. Flushes nothing: the caller did. */
+	CO_FN void (*close)(struct layer *l);
+	CO_FN int (*chan_open)(struct chan *c);
+	CO_FN void (*chan_close)(struct chan *c);
+
+	/*
+	 * All or nothing per request as far as the medium allows; 0 or -errno. NULL = kid 0 does it. iov has at
+	 * most IOV_SLICE_MAX segments.
+	 */
+	CO_FN int (*read)(struct chan *c, struct ext e, const struct iov *iov, unsigned fl);
+	CO_FN int (*write)(struct chan *c, struct ext e, const struct iov *iov, unsigned fl);
+	CO_FN int (*zero)(struct chan *c, struct ext e, unsigned fl);
+	CO_FN int (*trim)(struct chan *c, struct ext e, unsigned fl);
+	/* Covers every write answered before the call, on all channels. */
+	CO_FN int (*flush)(struct chan *c);
+	CO_FN int (*map)(struct chan *c, struct ext e, struct extmap *m);
+	/* Brings the extent near (read-ahead); a hint. */
+	CO_FN int (*cache)(struct chan *c, struct ext e);
+	/*
+	 * Never suspends: 0, or -EAGAIN / -ENOTSUP (read it the ordinary way). Not passed on by a
+	 * layer with its own read.
+	 */
+	int (*lend)(struct chan *c, struct ext e, struct loan *loan);
+
+	/*
+	 * On an instance that is not open (options are parsed, kids built but not open): make, look at,
+	 * remove the volume. NULL = kid 0 does it.
+	 */
+	CO_FN int (*create)(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err);
+	CO_FN int (*destroy)(struct layer *l, const struct obj *obj, struct err *err);
+	CO_FN void (*info)(struct layer *l, struct info *i);
+	/* Path of a local file or block device that holds the data ("" = none), for loop detection at attach. */
+	const char *(*backing)(struct layer *l);
+};
+
+/* Latency needs clock reads, so only the export measures it; these are per channel and unlocked. */
+enum ch_op { CH_READ, CH_WRITE, CH_ZERO, CH_TRIM, CH_FLUSH, CH_MAP, CH_CACHE, CH_OPS };
+
+struct ch_stats {
+	_Atomic uint64_t ops[CH_OPS];
+	_Atomic uint64_t bytes[CH_OPS];
+	_Atomic uint64_t errors[CH_OPS];
+	_Atomic uint64_t lent; /* reads served without a copy; also in ops[CH_READ] */
+};
+
+struct layer {
+	const struct layer_ops *ops;
+	const struct spec *spec;    /* borrowed from the chain */
+	const char *export_name;    /* borrowed; NULL when there is none (init, destroy) */
+	struct layer **kids;
+	unsigned kids_n;
+	bool want_ro;		    /* set before open: never write, not even locks for writing */
+
+	uint64_t size;		    /* bytes, of the disk; a keyed store says 0 */
+	unsigned caps;		    /* enum caps */
+	uint32_t min_io;	    /* power of two; requests are padded to it (read-modify-write) */
+	uint32_t pref_io;	    /* power of two, >= 512 */
+	uint32_t max_io;	    /* of read and write; larger ones are split */
+	struct rangelock rmw;	    /* used when min_io > 1 */
+	void *self;		    /* ops->self_size bytes, zeroed */
+};
+
+struct chan {
+	struct layer *layer;
+	struct chan **kids;	    /* layer->kids_n of them */
+	struct ch_stats stats;
+	void *self;		    /* ops->chan_size bytes, zeroed */
+};
+
+/* An open chain and its channels. */
+struct chain;
+
+/*
+ * Builds the tree for `spec` (borrowed until chain_free): looks the layers up, parses their options.
+ * Nothing is opened. `export_name` may be NULL. Errors name the layer and its column.
+ */
+int chain_build(const struct spec *spec, const char *export_name, bool read_only, struct chain **out,
+		struct err *err);
+/* Opens kids first. On error everything that was opened is closed again. */
+CO_FN int chain_open(struct chain *c, struct err *err);
+/* Flushes, closes the channels of all reactors, then the layers. Nothing may be in flight. The flush's result. */
+CO_FN int chain_close(struct chain *c);
+/* NULL and half-built are fine; must be closed. */
+void chain_free(struct chain *c);
+
+struct layer *chain_top(struct chain *c);
+/* This reactor's channel of the top layer, opened at first use. NULL with *rc set when that fails. */
+CO_FN struct chan *chain_chan(struct chain *c, int *rc);
+/* The same if it is open already, else NULL. Does not suspend. */
+struct chan *chain_chan_peek(struct chain *c);
+/* Calls `fn` for every layer, top first, with its depth and the sum of its channels' counters. */
+void chain_each(struct chain *c, void (*fn)(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum),
+		void *arg);
+
+/* create / destroy a volume at the chain's target, see layer_ops; the chain is built, not open. */
+CO_FN int chain_create(struct chain *c, uint64_t size, bool force, struct err *err);
+CO_FN int chain_destroy(struct chain *c, struct err *err);
+
+/* Requests. Extents inside the layer's size (the export checks). */
+CO_FN int ch_read(struct chan *c, struct ext e, const struct iov *iov, unsigned fl);
+CO_FN int ch_write(struct chan *c, struct ext e, const struct iov *iov, unsigned fl);
+CO_FN int ch_zero(struct chan *c, struct ext e, unsigned fl);
+CO_FN int ch_trim(struct chan *c, struct ext e, unsigned fl);
+CO_FN int ch_flush(struct chan *c);
+/* Without CAN_MAP: one extent, flags 0. */
+CO_FN int ch_map(struct chan *c, struct ext e, struct extmap *m);
+CO_FN int ch_cache(struct chan *c, struct ext e);
+int ch_lend(struct chan *c, struct ext e, struct loan *loan);
+
+static inline void loan_return(struct loan *l)
+{
+	if (l->give_back)
+		l->give_back(l);
+	l->give_back = NULL;
+}
+
+/* The same on an instance that is not open, for layers that pass on: kid 0's, with fall-through. */
+CO_FN int layer_create(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err);
+CO_FN int layer_destroy(struct layer *l, const struct obj *obj, struct err *err);
+
+/* The registry: all layers, ended by NULL. */
+extern const struct layer_ops *const layers[];
+const struct layer_ops *layer_find(const char *name);
+
+#endif
