@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * delay: every request waits before it goes on. For trying out how clients and other layers bear a slow
+ * store; many requests wait at the same time, so this adds latency, not a limit of bandwidth.
+ *
+ * Promises: those of the layer below. A request is passed on unchanged after its wait; requests that
+ * overtake each other here were not ordered by the client either. A flush covers what was answered before
+ * it came, because that has reached the layer below already.
+ *
+ * Lending is not passed on: a loan can't wait.
+ */
+#include "layer/layers.h"
+
+#define DELAY_MAX_NS UINT64_C(3600000000000)
+
+struct delay {
+	uint64_t read, write, zero, trim, flush, jitter; /* ns */
+};
+
+/* The state of the channel's random numbers. */
+struct delay_chan {
+	uint64_t random;
+};
+
+#define TIME_OPT(field_, help_)                                                                \
+	{                                                                                      \
+		.name = #field_, .type = OPT_TIME_NS, .field = offsetof(struct delay, field_), \
+		.def = "0s", .max = DELAY_MAX_NS, .help = help_                                \
+	}
+
+static const struct opt options[] = {
+	TIME_OPT(read, "wait before a read"),
+	TIME_OPT(write, "wait before a write"),
+	TIME_OPT(zero, "wait before zeroing"),
+	TIME_OPT(trim, "wait before a trim"),
+	TIME_OPT(flush, "wait before a flush"),
+	TIME_OPT(jitter, "up to this much more for each request that waits, evenly spread"),
+	OPT_END,
+};
+
+static CO_FN int delay_open(struct layer *l, struct err *err)
+{
+	l->caps &= ~(unsigned)CAN_LEND;
+	return 0;
+}
+
+static CO_FN int delay_chan_open(struct chan *c)
+{
+	struct delay_chan *dc = c->self;
+
+	dc->random = (uint64_t)(uintptr_t)c; /* any start will do, as long as channels differ */
+	return 0;
+}
+
+/* splitmix64 (Steele, Lea, Flood 2014). */
+static uint64_t next_random(uint64_t *state)
+{
+	uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+
+	z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+	z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+	return z ^ z >> 31;
+}
+
+static CO_FN void nap(struct chan *c, uint64_t ns)
+{
+	const struct delay *d = c->layer->self;
+	struct delay_chan *dc = c->self;
+
+	if (!ns)
+		return;
+	if (d->jitter)
+		ns += next_random(&dc->random) % (d->jitter + 1);
+	co_sleep(ns);
+}
+
+static CO_FN int delay_read(struct chan *c, struct ext e, const struct iov *iov, unsigned fl)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->read);
+	return ch_read(c->kids[0], e, iov, fl);
+}
+
+static CO_FN int delay_write(struct chan *c, struct ext e, const struct iov *iov, unsigned fl)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->write);
+	return ch_write(c->kids[0], e, iov, fl);
+}
+
+static CO_FN int delay_zero(struct chan *c, struct ext e, unsigned fl)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->zero);
+	return ch_zero(c->kids[0], e, fl);
+}
+
+static CO_FN int delay_trim(struct chan *c, struct ext e, unsigned fl)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->trim);
+	return ch_trim(c->kids[0], e, fl);
+}
+
+static CO_FN int delay_flush(struct chan *c)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->flush);
+	return ch_flush(c->kids[0]);
+}
+
+const struct layer_ops delay_layer = {
+	.name = "delay",
+	.help = "makes every request wait; for tests",
+	.opts = options,
+	.self_size = sizeof(struct delay),
+	.chan_size = sizeof(struct delay_chan),
+	.min_kids = 1,
+	.max_kids = 1,
+	.open = delay_open,
+	.chan_open = delay_chan_open,
+	.read = delay_read,
+	.write = delay_write,
+	.zero = delay_zero,
+	.trim = delay_trim,
+	.flush = delay_flush,
+};

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Every layer's operations, for the registry.
+ */
+#ifndef NBDRS_LAYER_LAYERS_H
+#define NBDRS_LAYER_LAYERS_H
+
+#include "nbdrs/layer.h"
+
+extern const struct layer_ops raw_layer;
+extern const struct layer_ops file_layer;
+extern const struct layer_ops mem_layer;
+extern const struct layer_ops null_layer;
+extern const struct layer_ops delay_layer;
+extern const struct layer_ops fault_layer;
+
+#endif

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * The list of layers. A new layer is a file, a line here and one in layers.h, and a section in
+ * docs/layers.md (a unit test looks for it).
+ */
+#include <string.h>
+
+#include "layer/layers.h"
+
+const struct layer_ops *const layers[] = {
+	&raw_layer, &file_layer, &mem_layer, &null_layer, &delay_layer, &fault_layer, NULL,
+};
+
+const struct layer_ops *layer_find(const char *name)
+{
+	for (unsigned i = 0; layers[i]; i++) {
+		if (strcmp(layers[i]->name, name) == 0)
+			return layers[i];
+	}
+	return NULL;
+}
