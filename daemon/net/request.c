@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * What a request does: reads that the chain can lend are answered on the spot; everything else runs in a
+ * fiber of its own, which usually ends without having waited.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "net/conn_int.h"
+#include "nbdrs/buf.h"
+#include "nbdrs/log.h"
+
+enum {
+	POOL_MAX = 2048,	   /* requests kept for reuse, per reactor */
+	SCAN_FROM = 32 * 1024,	   /* structured reads from here on are searched for zeroes */
+	MAP_EXTENTS = 4096,	   /* of one BLOCK_STATUS; the client asks again for the rest */
+	RETRY_MS = 10,
+};
+
+/* ---- memory ---- */
+
+struct request *request_new(struct conn *c, const struct nbd_request *nbd)
+{
+	struct conn_set *set = conn_set_self();
+	struct list *n = list_pop(&set->free_requests);
+	struct request *r;
+
+	if (n != NULL) {
+		r = list_entry(n, struct request, node);
+		set->free_n--;
+	} else {
+		r = malloc(sizeof(*r));
+		if (r == NULL)
+			return NULL;
+	}
+	/* Only what is read before it is written: the struct is large and this is the hot path. */
+	list_init(&r->node);
+	r->conn = c;
+	r->nbd = *nbd;
+	r->started = c->batch_ns;
+	r->charged = 0;
+	r->error = NBD_SUCCESS;
+	r->rx = NULL;
+	r->segs_n = 0;
+	r->data = NULL;
+	r->loan.give_back = NULL;
+	r->more = NULL;
+	r->more_heads = NULL;
+	c->in_flight++;
+	c->requests++;
+	return r;
+}
+
+void request_free(struct request *r)
+{
+	struct conn_set *set = conn_set_self();
+	struct conn *c = r->conn;
+
+	loan_return(&r->loan);
+	if (r->data != NULL)
+		buf_put(r->data, r->data_len);
+	if (r->rx != NULL)
+		rxbuf_put(c, r->rx);
+	free(r->more);
+	free(r->more_heads);
+	request_uncharge(r);
+	c->in_flight--;
+	if (set->free_n >= POOL_MAX) {
+		free(r);
+		return;
+	}
+	list_push(&set->free_requests, &r->node);
+	set->free_n++;
+}
+
+void request_pool_free(struct conn_set *set)
+{
+	struct list *n;
+
+	while ((n = list_pop(&set->free_requests)) != NULL)
+		free(list_entry(n, struct request, node));
+	set->free_n = 0;
+}
+
+/* ---- the commands, in a fiber ---- */
+
+static struct ext ext_of(const struct request *r)
+{
+	return (struct ext){ &obj_none, r->nbd.off, r->nbd.len };
+}
+
+static CO_FN int do_read(struct request *r, struct chan *chan)
+{
+	struct iov iov;
+
+	if (r->nbd.len == 0)
+		return 0;
+	r->data_len = r->nbd.len;
+	r->data = buf_get(r->data_len);
+	if (r->data == NULL)
+		return -ENOMEM;
+	iov = iov_one(&r->seg[0], r->data, r->nbd.len);
+	return ch_read(chan, ext_of(r), &iov, 0);
+}
+
+static CO_FN int do_write(struct request *r, struct chan *chan, unsigned fl)
+{
+	struct iov iov = { r->seg, r->segs_n, r->nbd.len };
+
+	return r->nbd.len ? ch_write(chan, ext_of(r), &iov, fl) : 0;
+}
+
+static CO_FN int do_zero(struct request *r, struct chan *chan, unsigned fl)
+{
+	if (!(r->nbd.flags & NBD_CMD_FLAG_NO_HOLE))
+		fl |= IO_PUNCH;
+	if (r->nbd.flags & NBD_CMD_FLAG_FAST_ZERO)
+		fl |= IO_FAST;
+	return r->nbd.len ? ch_zero(chan, ext_of(r), fl) : 0;
+}
+
+static CO_FN int do_map(struct request *r, struct chan *chan, struct extmap *map)
+{
+	struct ext e = ext_of(r);
+	int rc;
+
+	map->n = 0;
+	map->max = r->nbd.flags & NBD_CMD_FLAG_REQ_ONE ? 1 : MAP_EXTENTS;
+	map->v = calloc(map->max, sizeof(*map->v));
+	if (map->v == NULL)
+		return -ENOMEM;
+	rc = ch_map(chan, e, map);
+	if (rc == 0 && map->n == 0)
+		rc = -EIO;
+	return rc;
+}
+
+static CO_FN int do_command(struct request *r, struct chan *chan, struct extmap *map)
+{
+	unsigned fl = r->nbd.flags & NBD_CMD_FLAG_FUA ? IO_FUA : 0;
+
+	switch (r->nbd.type) {
+	case NBD_CMD_READ:
+		return do_read(r, chan);
+	case NBD_CMD_WRITE:
+		return do_write(r, chan, fl);
+	case NBD_CMD_FLUSH:
+		return ch_flush(chan);
+	case NBD_CMD_TRIM:
+		return r->nbd.len ? ch_trim(chan, ext_of(r), fl) : 0;
+	case NBD_CMD_CACHE:
+		return r->nbd.len ? ch_cache(chan, ext_of(r)) : 0;
+	case NBD_CMD_WRITE_ZEROES:
+		return do_zero(r, chan, fl);
+	case NBD_CMD_BLOCK_STATUS:
+		return do_map(r, chan, map);
+	default:
+		return -EINVAL; /* nbd_request_check let nothing else through */
+	}
+}
+
+static void log_failure(const struct request *r, int rc)
+{
+	static struct log_gate gate;
+	unsigned suppressed;
+
+	if (rc == -ENOTSUP || !log_gate_open(&gate, &suppressed))
+		return;
+	log_error("request failed export=%s peer=%s command=%u offset=%ju length=%u reason=%s suppressed=%u",
+		  r->conn->s.export->name, r->conn->peer, r->nbd.type, (uintmax_t)r->nbd.off, r->nbd.len,
+		  err_name(rc), suppressed);
+}
+
+static CO_FN void request_fiber(void *arg)
+{
+	struct request *r = arg;
+	struct extmap map = { 0 };
+	struct chan *chan;
+	int rc;
+
+	chan = chain_chan(r->conn->s.export->chain, &rc);
+	if (chan != NULL)
+		rc = do_command(r, chan, &map);
+	if (unlikely(rc != 0)) {
+		log_failure(r, rc);
+		r->error = nbd_error_for(&r->nbd, rc);
+	}
+	if (r->nbd.type == NBD_CMD_BLOCK_STATUS && rc == 0)
+		reply_queue_map(r, &map);
+	else
+		reply_queue(r);
+	free(map.v);
+}
+
+/* ---- dispatch ---- */
+
+static bool try_lend(struct request *r)
+{
+	struct conn *c = r->conn;
+	struct chan *chan = chain_chan_peek(c->s.export->chain);
+
+	if (chan == NULL || !(chan->layer->caps & CAN_LEND) || r->nbd.len == 0)
+		return false;
+	/* Lent bytes may not be looked at, so zeroes could not be left out of the reply. */
+	if (c->s.is_structured && chan->layer->caps & HAS_HOLES && r->nbd.len >= SCAN_FROM)
+		return false;
+	if (ch_lend(chan, ext_of(r), &r->loan) != 0)
+		return false;
+	r->seg[0] = (struct iovec){ (void *)(uintptr_t)r->loan.base, r->nbd.len };
+	return true;
+}
+
+static void start_fiber(struct request *r)
+{
+	struct conn *c = r->conn;
+
+	if (co_spawn(request_fiber, r) == 0)
+		return;
+	list_add(&c->stalled, &r->node);
+	if (c->retry.slot == 0)
+		(void)timer_start(&c->retry, reactor_now() + RETRY_MS * UINT64_C(1000000));
+}
+
+void request_dispatch(struct request *r)
+{
+	if (r->nbd.type == NBD_CMD_READ && try_lend(r)) {
+		reply_queue(r);
+		return;
+	}
+	start_fiber(r);
+}
+
+void request_retry_stalled(struct conn *c)
+{
+	struct list batch = LIST_INIT(batch);
+	struct list *n;
+
+	while ((n = list_pop(&c->stalled)) != NULL)
+		list_add(&batch, n);
+	while ((n = list_pop(&batch)) != NULL)
+		start_fiber(list_entry(n, struct request, node));
+}
+
+void request_refuse(struct request *r, enum nbd_error error)
+{
+	r->error = error;
+	reply_queue(r);
+}
