@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * The commands of nbdrsd: what the command line says (args.c), and what each command does.
+ */
+#ifndef NBDRS_CMD_H
+#define NBDRS_CMD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "nbdrs/err.h"
+#include "nbdrs/layer.h"
+#include "nbdrs/log.h"
+#include "nbdrs/reactor.h"
+#include "nbdrs/spec.h"
+
+/* Exit codes of nbdrsd; nbdrsd(8) documents them. */
+enum {
+	CMD_OK = 0,
+	CMD_FAILED = 1, /* could not start, open, make, remove; or the last flush failed */
+	CMD_USAGE = 2,	/* the command line, a chain included, is wrong; nothing was touched */
+	CMD_CUT = 3,	/* a second signal ended it before everything was drained */
+};
+
+/* Words of the command line; borrowed from argv. */
+struct volume_arg {
+	char *name; /* NULL when given without -e */
+	char *driver, *conn;
+};
+
+struct args {
+	int (*run)(const struct args *a); /* the command; returns an exit code */
+	const char *command;
+	const char *topic;		  /* of `help`; NULL = none */
+	struct volume_arg *volumes;	  /* -e, or DRIVER CONN, in order */
+	unsigned volumes_n;
+	char **listen, **unix_paths;	  /* --listen (without "none"), --unix */
+	unsigned listen_n, unix_n;
+	bool is_listen_given;		  /* --listen was there, if only as "none" */
+	const char *control;		  /* NULL = none */
+	bool is_control_given;
+	const char *control_group;	  /* NULL = none */
+	unsigned max_conns;
+	uint64_t handshake_ns, drain_ns;
+	uint64_t size;			  /* bytes; 0 = not given */
+	bool read_only, force, open;
+	struct reactor_conf reactor;
+	enum log_level log_level;
+};
+
+/*
+ * Fills `a` from the command line. 0, or -1 when there is nothing left to do, with *exit_code: help or
+ * the version was printed, or an error (on stderr, with the offending word). args_free in any case.
+ */
+int args_parse(int argc, char **argv, struct args *a, int *exit_code);
+void args_free(struct args *a);
+/* The usage text of all commands. */
+void args_print_help(void);
+
+int cmd_serve(const struct args *a);
+int cmd_init(const struct args *a);
+int cmd_destroy(const struct args *a);
+int cmd_check(const struct args *a);
+int cmd_info(const struct args *a);
+int cmd_help(const struct args *a);
+int cmd_layers(const struct args *a);
+
+/* "nbdrsd: MESSAGE" on stderr. */
+void cmd_complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/*
+ * Parses a volume's chain and builds it, unopened, so that every mistake in it is found before anything
+ * is touched; then masks the secrets in its words of the command line, for `ps`. The caller owns *spec
+ * (spec_free) and, unless `chain` is NULL, *chain (chain_free, before the spec). -EINVAL as
+ * export_check_name, spec_parse and chain_build, with the export's name in the text.
+ */
+int volume_parse(const struct volume_arg *v, bool read_only, struct spec **spec, struct chain **chain,
+		 struct err *err);
+
+/*
+ * Prepares the process for serving: raises RLIMIT_NOFILE, takes core dumps away, asks the kernel for
+ * IO_FLUSHER and locked memory. What is not permitted costs one log line each. Before threads exist.
+ */
+void process_prepare(void);
+
+/* Tells the service manager (sd_notify(3)); nothing happens without one. Newline-separated assignments. */
+void notify_manager(const char *state);
+
+#endif

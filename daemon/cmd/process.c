@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * What the process asks of the kernel before it serves. A daemon that the kernel writes pages through
+ * must not wait for those very pages: KERNEL-NBD.md 2.3, prctl(2) PR_SET_IO_FLUSHER.
+ */
+#include "cmd/cmd.h"
+
+#include <errno.h>
+#include <linux/capability.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef PR_SET_IO_FLUSHER
+#define PR_SET_IO_FLUSHER 57
+#endif
+
+/* Threads inherit it, so it comes before them. Never called with 0: that would take it away again. */
+static void become_io_flusher(void)
+{
+	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0))
+		log_info("not an IO flusher: local attaches may stall when memory is short error=%s "
+			 "mend=\"give nbdrsd CAP_SYS_RESOURCE\"",
+			 err_name(errno));
+}
+
+/* With CAP_IPC_LOCK the limit does not count. */
+static bool is_lock_unlimited(void)
+{
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3] = { 0 };
+	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
+
+	if (syscall(SYS_capget, &head, caps) == 0 &&
+	    caps[CAP_TO_INDEX(CAP_IPC_LOCK)].effective & CAP_TO_MASK(CAP_IPC_LOCK))
+		return true;
+	(void)setrlimit(RLIMIT_MEMLOCK, &limit); /* needs CAP_SYS_RESOURCE; looked at next */
+	return getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY;
+}
+
+/*
+ * ONFAULT: stacks and pools are large and mostly untouched. Only without a limit: with one, MCL_FUTURE
+ * makes every later mmap beyond it fail.
+ */
+static void lock_memory(void)
+{
+	if (!is_lock_unlimited()) {
+		log_info("memory not locked: parts may be swapped out "
+			 "mend=\"run nbdrsd with LimitMEMLOCK=infinity\"");
+		return;
+	}
+	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
+		log_info("memory not locked: parts may be swapped out error=%s", err_name(errno));
+}
+
+/* A descriptor per connection and file: the soft limit of 1024 is for select(2), which is not used. */
+static void raise_open_files(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit))
+		log_info("limit of open files not raised error=%s", err_name(errno));
+}
+
+/*
+ * A core would hold keys and users' data, and be written perhaps to the disk that this very process
+ * serves. The hard limit stays: `prlimit --core=unlimited --pid PID` turns cores on for debugging.
+ */
+static void forgo_core_dumps(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_CORE, &limit))
+		return;
+	limit.rlim_cur = 0;
+	(void)setrlimit(RLIMIT_CORE, &limit); /* lowering the soft limit is always permitted */
+}
+
+void process_prepare(void)
+{
+	forgo_core_dumps();
+	raise_open_files();
+	become_io_flusher();
+	lock_memory();
+}

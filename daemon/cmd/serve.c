@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * `serve`: the daemon's life.
+ *
+ *	parse -> open exports -> bind -> accept -> control socket -> READY   (a failure undoes what was done)
+ *	READY -> SIGTERM or SIGINT -> control socket closed -> listeners closed -> connections drained ->
+ *	exports flushed and closed -> exit
+ *	a second signal, at any time -> exit at once
+ *
+ * The main thread does nothing but wait for signals; they are blocked in all threads and read from a
+ * signalfd. What takes time runs on reactor 0, started by a thread that waits for it meanwhile.
+ * Kernel devices outlive the daemon: they wait for it as long as their dead-connection time-out says.
+ */
+#include "cmd/cmd.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+
+#include "nbdrs/cleanup.h"
+#include "nbdrs/conn.h"
+#include "nbdrs/ctl.h"
+#include "nbdrs/export.h"
+#include "net/listen.h"
+
+struct serve {
+	const struct args *a;
+	struct spec **specs; /* one per volume; NULL once an export has it */
+	int signal_fd;
+	bool is_stop_asked;
+	bool has_control;
+	bool has_flush_failed;
+	struct err err;
+};
+
+/* --- On reactor 0 ------------------------------------------------------------------------------- */
+
+/* IPv6 may be switched off; everything else that goes wrong with a default address is an error. */
+static CO_FN int listen_default(struct err *err)
+{
+	int rc = listen_tcp("127.0.0.1:10809", err);
+
+	if (rc)
+		return rc;
+	rc = listen_tcp("[::1]:10809", err);
+	if (rc == -EAFNOSUPPORT || rc == -EADDRNOTAVAIL) {
+		log_info("not listening on [::1]:10809: no IPv6 on this machine");
+		return 0;
+	}
+	return rc;
+}
+
+static CO_FN int open_listeners(const struct args *a, struct err *err)
+{
+	const int passed = listen_systemd(err);
+	int rc = passed < 0 ? passed : 0;
+
+	/* Sockets from systemd take the place of the default ones. */
+	if (passed == 0 && !a->is_listen_given)
+		rc = listen_default(err);
+	for (unsigned i = 0; i < a->listen_n && !rc; i++)
+		rc = listen_tcp(a->listen[i], err);
+	for (unsigned i = 0; i < a->unix_n && !rc; i++)
+		rc = listen_unix(a->unix_paths[i], err);
+	if (!rc && passed == 0 && a->is_listen_given && a->listen_n == 0 && a->unix_n == 0 && !a->control)
+		rc = err_set(err, -EINVAL,
+			     "nothing could ever connect: --listen and --control are none; give --listen, "
+			     "--unix or --control");
+	return rc;
+}
+
+/* The default path may be out of reach for a plain user, who then does without. */
+static CO_FN int open_control(struct serve *s)
+{
+	int rc;
+
+	if (!s->a->control)
+		return 0;
+	rc = ctl_start(s->a->control, s->a->control_group, &s->err);
+	if (!s->a->is_control_given && (rc == -EACCES || rc == -EPERM || rc == -EROFS)) {
+		log_warn("no control socket, so no attach and no status: %s; name one by --control",
+			 s->err.msg);
+		return 0;
+	}
+	s->has_control = rc == 0;
+	return rc;
+}
+
+static CO_FN void close_all(struct serve *s)
+{
+	unsigned cut;
+	int rc;
+
+	if (s->has_control)
+		ctl_stop();
+	listeners_stop();
+	if (conns_n())
+		log_info("draining connections=%u", conns_n());
+	cut = conns_drain(now_ns() + s->a->drain_ns);
+	if (cut)
+		log_warn("connections cut off when the drain time was over n=%u", cut);
+	rc = exports_close();
+	if (rc) {
+		s->has_flush_failed = true;
+		log_error("a flush failed at stop: writes may be lost error=%s", err_name(rc));
+	}
+}
+
+static CO_FN int start_run(void *arg)
+{
+	struct serve *s = arg;
+	const struct listen_conf conf = { .max_conns = s->a->max_conns,
+					  .handshake_ns = s->a->handshake_ns };
+	int rc = 0;
+
+	for (unsigned i = 0; i < s->a->volumes_n && !rc; i++)
+		rc = export_add(s->a->volumes[i].name, TAKE_PTR(s->specs[i]), s->a->read_only, &s->err);
+	if (!rc)
+		rc = open_listeners(s->a, &s->err);
+	if (!rc)
+		rc = listeners_start(&conf, &s->err);
+	/* Last: who gets an answer here may count on the daemon to serve. */
+	if (!rc)
+		rc = open_control(s);
+	if (rc)
+		close_all(s);
+	return rc;
+}
+
+static CO_FN int stop_run(void *arg)
+{
+	close_all(arg);
+	return 0;
+}
+
+/* --- Signals ------------------------------------------------------------------------------------ */
+
+static const char *signal_name(unsigned number)
+{
+	return number == SIGINT ? "SIGINT" : number == SIGTERM ? "SIGTERM" : "SIGHUP";
+}
+
+/* Reads one signal and acts on it; does not return after the second that asks to stop. */
+static void take_signal(struct serve *s)
+{
+	struct signalfd_siginfo si;
+
+	if (read(s->signal_fd, &si, sizeof(si)) != sizeof(si))
+		return;
+	if (si.ssi_signo == SIGHUP) {
+		log_info("SIGHUP ignored: the command line can't be read anew");
+		return;
+	}
+	if (s->is_stop_asked) {
+		log_warn("second signal: leaving at once signal=%s, %u connections are cut off",
+			 signal_name(si.ssi_signo), conns_n());
+		_exit(CMD_CUT);
+	}
+	s->is_stop_asked = true;
+	log_info("stopping signal=%s pid=%u; a second signal ends at once", signal_name(si.ssi_signo),
+		 si.ssi_pid);
+}
+
+/* A call on its way to reactor 0, by a thread of its own so that signals are still heard. */
+struct errand {
+	CO_FN int (*fn)(void *arg);
+	void *arg;
+	int rc, done_fd;
+};
+
+static void *errand_thread(void *arg)
+{
+	struct errand *e = arg;
+
+	e->rc = reactor_call_blocking(reactor_get(0), e->fn, e->arg);
+	(void)eventfd_write(e->done_fd, 1); /* can't overflow */
+	return NULL;
+}
+
+static int run_on_reactor(struct serve *s, CO_FN int (*fn)(void *arg))
+{
+	_cleanup_close_ int done_fd = eventfd(0, EFD_CLOEXEC);
+	struct errand e = { .fn = fn, .arg = s, .done_fd = done_fd };
+	struct pollfd fds[2] = { { .fd = done_fd, .events = POLLIN },
+				 { .fd = s->signal_fd, .events = POLLIN } };
+	pthread_t thread;
+
+	if (done_fd < 0 || pthread_create(&thread, NULL, errand_thread, &e))
+		return reactor_call_blocking(reactor_get(0), fn, s); /* deaf for signals, but done */
+	while (!(fds[0].revents & POLLIN)) {
+		if (poll(fds, ARRAY_LEN(fds), -1) < 0)
+			continue; /* EINTR */
+		if (fds[1].revents & POLLIN)
+			take_signal(s);
+	}
+	(void)pthread_join(thread, NULL);
+	return e.rc;
+}
+
+static void wait_for_stop(struct serve *s)
+{
+	struct pollfd fd = { .fd = s->signal_fd, .events = POLLIN };
+
+	while (!s->is_stop_asked)
+		if (poll(&fd, 1, -1) > 0)
+			take_signal(s);
+}
+
+/* Blocks the signals for this and all later threads; -errno. */
+static int open_signals(struct serve *s)
+{
+	const struct sigaction ignore = { .sa_handler = SIG_IGN };
+	sigset_t set;
+
+	(void)sigemptyset(&set); /* these can't fail */
+	(void)sigaddset(&set, SIGTERM);
+	(void)sigaddset(&set, SIGINT);
+	(void)sigaddset(&set, SIGHUP);
+	(void)sigaction(SIGPIPE, &ignore, NULL);
+	(void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+	s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return s->signal_fd < 0 ? -errno : 0;
+}
+
+/* --- The command -------------------------------------------------------------------------------- */
+
+/* With the reactors running. An exit code. */
+static int serve_on_reactors(struct serve *s)
+{
+	char text[128];
+	int rc = run_on_reactor(s, start_run);
+
+	if (rc) {
+		cmd_complain("%s", *s->err.msg ? s->err.msg : strerror(-rc));
+		return CMD_FAILED;
+	}
+	log_info("ready version=%s exports=%u engine=%s threads=%u", NBDRS_VERSION, s->a->volumes_n,
+		 reactors_engine(), reactors_n());
+	(void)snprintf(text, sizeof(text), "READY=1\nSTATUS=serving %u export%s", s->a->volumes_n,
+		       s->a->volumes_n == 1 ? "" : "s");
+	notify_manager(text);
+	wait_for_stop(s);
+
+	notify_manager("STOPPING=1\nSTATUS=waiting for requests in flight");
+	(void)run_on_reactor(s, stop_run); /* what can fail is in has_flush_failed */
+	log_info("stopped");
+	return s->has_flush_failed ? CMD_FAILED : CMD_OK;
+}
+
+static int parse_volumes(struct serve *s)
+{
+	for (unsigned i = 0; i < s->a->volumes_n; i++) {
+		int rc = volume_parse(&s->a->volumes[i], s->a->read_only, &s->specs[i], NULL, &s->err);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static int serve(struct serve *s)
+{
+	int code, rc = open_signals(s);
+
+	if (rc) {
+		cmd_complain("cannot receive signals: %s", strerror(-rc));
+		return CMD_FAILED;
+	}
+	process_prepare();
+	rc = reactors_start(&s->a->reactor, &s->err);
+	if (rc) {
+		cmd_complain("%s", s->err.msg);
+		return CMD_FAILED;
+	}
+	code = serve_on_reactors(s);
+	reactors_stop();
+	return code;
+}
+
+int cmd_serve(const struct args *a)
+{
+	struct serve s = { .a = a, .signal_fd = -1 };
+	int code = CMD_USAGE;
+
+	s.specs = calloc(a->volumes_n, sizeof(struct spec *));
+	if (!s.specs) {
+		cmd_complain("out of memory");
+		return CMD_FAILED;
+	}
+	if (parse_volumes(&s) == 0)
+		code = serve(&s);
+	else
+		cmd_complain("%s", s.err.msg);
+	for (unsigned i = 0; i < a->volumes_n; i++)
+		spec_free(s.specs[i]);
+	free(s.specs);
+	if (s.signal_fd >= 0)
+		(void)close(s.signal_fd);
+	return code;
+}
