@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * nbdrsctl: looks at a running daemon over its control socket. The command line and the talk with the
+ * daemon are here; how a status looks is in statustext.c.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "ctlclient.h"
+#include "nbdrs/ctl.h"
+#include "nbdrs/opt.h"
+#include "statustext.h"
+
+/* The same numbers as nbdrs-attach's where they mean the same; nbdrsctl(8) documents them. */
+enum {
+	STATUS_OK = 0,
+	STATUS_FAILED = 1,
+	STATUS_USAGE = 2,
+	STATUS_NO_DAEMON = 3,
+	STATUS_NO_EXPORT = 4,
+	STATUS_NO_PERMISSION = 7,
+	STATUS_TIMED_OUT = 8,
+};
+
+enum { WAIT_DEFAULT_S = 30, WAIT_STEP_MS = 50, TIMEOUT_MAX_S = 86400 };
+
+struct options {
+	const char *command, *export; /* export NULL = all */
+	const char *control;
+	unsigned timeout_ms;
+	uint64_t wait_ns; /* 0 = don't wait for a daemon */
+	bool json;
+};
+
+static int complain(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static int complain(int status, const char *fmt, ...)
+{
+	va_list ap;
+
+	fputs("nbdrsctl: ", stderr);
+	va_start(ap, fmt);
+	(void)vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+	return status;
+}
+
+static void print_help(void)
+{
+	printf("Usage:\n"
+	       "  nbdrsctl status [--json] [--wait[=TIME]] [EXPORT]\n"
+	       "  nbdrsctl version\n"
+	       "\n"
+	       "Looks at a running nbdrsd.\n"
+	       "\n"
+	       "Commands:\n"
+	       "  status    exports, connections, devices, requests, bytes, errors, latencies\n"
+	       "  version   of this tool and of the daemon\n"
+	       "\n"
+	       "Options:\n"
+	       "      --json          print JSON\n"
+	       "      --wait[=TIME]   wait until a daemon serves, at most TIME (default %ds)\n"
+	       "      --control PATH  the daemon's control socket (default %s)\n"
+	       "      --timeout TIME  limit of each answer (default %ds)\n"
+	       "  -h, --help          print this\n"
+	       "  -V, --version       print the tool's version\n",
+	       WAIT_DEFAULT_S, CTL_DEFAULT_PATH, CTL_TIMEOUT_MS / 1000);
+}
+
+/* --- The command line --------------------------------------------------------------------------- */
+
+enum { OPT_JSON = 256, OPT_WAIT, OPT_CONTROL, OPT_TIMEOUT };
+
+static const struct option long_options[] = {
+	{ "json", no_argument, NULL, OPT_JSON },
+	{ "wait", optional_argument, NULL, OPT_WAIT },
+	{ "control", required_argument, NULL, OPT_CONTROL },
+	{ "timeout", required_argument, NULL, OPT_TIMEOUT },
+	{ "help", no_argument, NULL, 'h' },
+	{ "version", no_argument, NULL, 'V' },
+	{ NULL, 0, NULL, 0 },
+};
+
+static int take_time(const char *flag, const char *text, uint64_t *ns)
+{
+	if (parse_time_ns(text, ns) == 0 && *ns >= 1000000 && *ns <= TIMEOUT_MAX_S * UINT64_C(1000000000))
+		return 0;
+	return complain(-EINVAL, "--%s: '%s' is not a time like 500ms, 10s or 2m (1ms to 24h)", flag, text);
+}
+
+/* 0; 1 = all is done; -EINVAL (said). */
+static int take_option(struct options *o, int value, const char *word)
+{
+	uint64_t ns;
+	int rc;
+
+	switch (value) {
+	case OPT_JSON: o->json = true; return 0;
+	case OPT_CONTROL: o->control = optarg; return 0;
+	case OPT_WAIT:
+		o->wait_ns = WAIT_DEFAULT_S * UINT64_C(1000000000);
+		return optarg ? take_time("wait", optarg, &o->wait_ns) : 0;
+	case OPT_TIMEOUT:
+		rc = take_time("timeout", optarg, &ns);
+		if (!rc)
+			o->timeout_ms = (unsigned)(ns / 1000000);
+		return rc;
+	case 'h': print_help(); return 1;
+	case 'V': printf("nbdrsctl %s\n", NBDRS_VERSION); return 1;
+	case ':': return complain(-EINVAL, "%s needs a value", word);
+	default: return complain(-EINVAL, "unknown or ambiguous option '%s'; see nbdrsctl --help", word);
+	}
+}
+
+static int take_words(struct options *o, int n, char **words)
+{
+	if (n == 0)
+		return complain(-EINVAL, "no command: there are status and version; see nbdrsctl --help");
+	o->command = words[0];
+	if (strcmp(o->command, "status") && strcmp(o->command, "version"))
+		return complain(-EINVAL, "unknown command '%s': there are status and version", o->command);
+	if (n > 1 && strcmp(o->command, "status") == 0) {
+		o->export = words[1];
+		words++;
+		n--;
+	}
+	if (n > 1)
+		return complain(-EINVAL, "unexpected word '%s'", words[1]);
+	return 0;
+}
+
+static int parse(struct options *o, int argc, char **argv)
+{
+	int value, rc = 0;
+
+	*o = (struct options){ .timeout_ms = CTL_TIMEOUT_MS };
+	opterr = 0;
+	while (!rc && (value = getopt_long(argc, argv, ":hV", long_options, NULL)) != -1)
+		rc = take_option(o, value, argv[optind - 1]);
+	return rc ? rc : take_words(o, argc - optind, argv + optind);
+}
+
+/* --- The talk ----------------------------------------------------------------------------------- */
+
+static int exit_status(const struct ctl_client *c, int rc)
+{
+	if (c && ctl_was_answered(c))
+		return rc == -ENOENT ? STATUS_NO_EXPORT : rc == -EACCES ? STATUS_NO_PERMISSION : STATUS_FAILED;
+	switch (rc) {
+	case -ECONNREFUSED: return STATUS_NO_DAEMON;
+	case -EACCES: return STATUS_NO_PERMISSION;
+	case -ETIMEDOUT: return STATUS_TIMED_OUT;
+	default: return STATUS_FAILED;
+	}
+}
+
+/* All packets of one status: the first one with "exports", an array, added. */
+static int ask_status(struct ctl_client *c, const char *export, json_t **out, struct err *err)
+{
+	_cleanup_json_ json_t *all = NULL;
+	json_t *exports = json_array();
+	bool more;
+	int rc;
+
+	rc = ctl_send(c, export ? json_pack("{s:s, s:s}", "cmd", "status", "export", export) :
+				  json_pack("{s:s}", "cmd", "status"),
+		      err);
+	if (!rc)
+		rc = ctl_recv(c, &all, NULL, NULL, err);
+	if (rc) {
+		json_decref(exports);
+		return rc;
+	}
+	more = ctl_has_more(all);
+	(void)json_object_del(all, "more"); /* of the transport, as the next two */
+	(void)json_object_del(all, "ok");
+	(void)json_object_del(all, "nbdrs");
+	if (json_object_set_new(all, "exports", exports))
+		return err_set(err, -ENOMEM, "out of memory");
+	while (more) {
+		_cleanup_json_ json_t *one = NULL;
+		json_t *e;
+
+		rc = ctl_recv(c, &one, NULL, NULL, err);
+		if (rc)
+			return rc;
+		more = ctl_has_more(one);
+		e = json_object_get(one, "export");
+		if (!json_is_object(e))
+			return err_set(err, -EPROTO, "the daemon's status has a packet without an export");
+		if (json_array_append(exports, e))
+			return err_set(err, -ENOMEM, "out of memory");
+	}
+	*out = TAKE_PTR(all);
+	return 0;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/*
+ * Connects; with --wait again and again while no daemon is there. Nothing announces a socket that comes
+ * into being in a folder that may not exist yet, so this asks every 50 ms.
+ */
+static int open_daemon(const struct options *o, struct ctl_client **c, struct err *err)
+{
+	const struct timespec step = { .tv_nsec = WAIT_STEP_MS * 1000 * 1000 };
+	const uint64_t deadline = now_ns() + o->wait_ns;
+	int rc;
+
+	while ((rc = ctl_open(o->control, o->timeout_ms, c, err)) == -ECONNREFUSED && o->wait_ns &&
+	       now_ns() < deadline)
+		(void)nanosleep(&step, NULL);
+	return rc;
+}
+
+static int print_json(json_t *j)
+{
+	if (json_dumpf(j, stdout, JSON_INDENT(2)))
+		return -EIO;
+	printf("\n");
+	return 0;
+}
+
+static int run_status(const struct options *o)
+{
+	_cleanup_ctl_ struct ctl_client *c = NULL;
+	_cleanup_json_ json_t *status = NULL;
+	struct err err;
+	int rc = open_daemon(o, &c, &err);
+
+	if (!rc)
+		rc = ask_status(c, o->export, &status, &err);
+	if (rc)
+		return complain(exit_status(c, rc), "%s", err.msg);
+	if (o->json)
+		(void)print_json(status); /* stdout's error is looked at in main */
+	else
+		status_print(status);
+	return STATUS_OK;
+}
+
+static int run_version(const struct options *o)
+{
+	_cleanup_ctl_ struct ctl_client *c = NULL;
+	_cleanup_json_ json_t *reply = NULL;
+	struct err err;
+	int rc = open_daemon(o, &c, &err);
+
+	if (!rc)
+		rc = ctl_call(c, json_pack("{s:s}", "cmd", "version"), &reply, &err);
+	if (rc && !o->json)
+		printf("nbdrsctl %s\n", NBDRS_VERSION);
+	if (rc)
+		return complain(exit_status(c, rc), "%s", err.msg);
+	if (o->json) {
+		(void)json_object_del(reply, "ok"); /* of the transport */
+		(void)json_object_del(reply, "nbdrs");
+		(void)print_json(reply); /* as above */
+		return STATUS_OK;
+	}
+	printf("nbdrsctl %s\n", NBDRS_VERSION);
+	version_print(reply);
+	return STATUS_OK;
+}
+
+int main(int argc, char **argv)
+{
+	struct options o;
+	int status, rc = parse(&o, argc, argv);
+
+	if (rc)
+		return rc > 0 ? STATUS_OK : STATUS_USAGE;
+	assert(o.command); /* as take_words saw to */
+	status = strcmp(o.command, "status") == 0 ? run_status(&o) : run_version(&o);
+	if ((fflush(stdout) || ferror(stdout)) && status == STATUS_OK)
+		return complain(STATUS_FAILED, "cannot write the output: %s", strerror(errno));
+	return status;
+}
