@@ -1,0 +1,42 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# /dev/nbdrs/NAME: there when attach returns, gone after detach. Without udevd attach does not wait
+# for what nobody makes.
+# deadline: 90
+# shellcheck source=tests/guest/lib.sh
+. /run/guest/lib.sh
+
+make_disk /srv/disk0.img 64Mi
+make_disk /srv/odd.img 16Mi
+serve -e disk0 raw file:/srv/disk0.img -e 'a b/c' raw file:/srv/odd.img
+
+begun=$SECONDS
+must "attach without udevd" attached disk0
+check "does not wait for udev" [ $((SECONDS - begun)) -lt $((9 * SLOW)) ]
+check "detach without udevd" attach -d disk0
+
+start_udevd
+ok=true
+for n in 1 2 3; do
+	attached disk0 || ok=false
+	[[ $(readlink -f /dev/nbdrs/disk0) == "$dev" ]] || { echo "round $n: no link"; ok=false; }
+	attach -d disk0 || ok=false
+	udevadm settle --timeout=20
+	[[ ! -e /dev/nbdrs/disk0 ]] || { echo "round $n: the link stays"; ok=false; }
+done
+check "the link is there at return and gone after detach, 3 times" $ok
+
+must "attach again" attached disk0
+check "by-id link" [ "$(readlink -f /dev/disk/by-id/nbdrs-disk0)" = "$dev" ]
+mkfs.ext4 -q "$dev"
+check "mount by link" mount /dev/nbdrs/disk0 /mnt
+bounded 30 umount /mnt
+check "-c takes the link" attach -c /dev/nbdrs/disk0
+check "detach by link" attach -d /dev/nbdrs/disk0
+check "the device is gone" disconnected "$name"
+
+must "attach an export whose name is no file name" attached 'a b/c'
+check "its link is escaped" [ "$(readlink -f '/dev/nbdrs/a\x20b\x2fc')" = "$dev" ]
+check "-l names it as it is" [ "$(attach -l --json | jq -r '.devices[0].export')" = 'a b/c' ]
+check "detach by that name" attach -d 'a b/c'

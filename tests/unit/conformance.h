@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * What every chain must do, whatever it is made of: one set of cases, run over any chain. Each case opens
+ * the chain anew, does something on fibers of the reactors, and compares with a model in memory.
+ *
+ * A new layer is held to all of this by one more line in the table of test_layers.c.
+ */
+#ifndef NBDRS_TEST_CONFORMANCE_H
+#define NBDRS_TEST_CONFORMANCE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "nbdrs/layer.h"
+
+struct conform {
+	const char *text;  /* the chain; "@" stands for a folder of its own */
+	uint64_t size;     /* bytes of the disk */
+	bool is_volume;    /* made by chain_create first, removed by chain_destroy at the end */
+	bool is_forgetful; /* reads zeroes whatever was written (null) */
+	bool has_holes;    /* trimmed and never written MiBs must be reported as holes */
+	const char *only;  /* the one case to run; NULL = all */
+	bool in_memory;    /* its folder may be in memory: flushing disks takes its time */
+};
+
+/* One run of one case. */
+struct run {
+	const struct conform *what;
+	char folder[256];
+	struct spec *spec;
+	struct chain *chain;
+	uint8_t *model;       /* what.size bytes */
+	pthread_mutex_t lock; /* guards failure */
+	char failure[512];    /* of the first failed check; "" = none yet */
+};
+
+/* Notes the failure, if it is the first; always -1, for `return conform_fail(...)`. From any fiber. */
+int conform_fail(struct run *r, int line, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#define EXPECT(r, cond, ...)                                                      \
+	do {                                                                      \
+		if (!(cond))                                                      \
+			return conform_fail(r, __LINE__, #cond ": " __VA_ARGS__); \
+	} while (0)
+
+/* A case: a CO_FN that runs in a fiber of reactor 0 with the chain open; 0, or -1 after conform_fail. */
+struct conform_case {
+	const char *name;
+	int (*fn)(void *run);
+};
+
+extern const struct conform_case conform_cases[]; /* ended by a NULL name */
+
+/*
+ * Starts the reactors as NBDRS_IO_ENGINE says, for the whole process. Call once, before conform_run();
+ * fails the test when they can't be had.
+ */
+void conform_start(void);
+void conform_stop(void);
+
+/* Where the folders are made: TMPDIR, or /var/tmp, which is a disk more often than /tmp. */
+const char *conform_tmp(void);
+
+/* Runs one case over one chain. NULL, or what went wrong (static storage). */
+const char *conform_run(const struct conform *what, const struct conform_case *c);
+
+/* --- For cases of a single layer ------------------------------------------------------------- */
+
+/* Opens, runs fn in a fiber of reactor 0, closes. As conform_run. */
+const char *conform_with(const struct conform *what, int (*fn)(void *run));
+
+/* This reactor's channel; NULL after conform_fail. */
+CO_FN struct chan *run_chan(struct run *r);
+
+/* Random data to [off, off + len), from `segments` pieces of memory; the model follows when it succeeds. */
+CO_FN int run_write(struct run *r, uint64_t off, uint64_t len, unsigned fl, unsigned segments);
+/* Reads [off, off + len) and compares with the model. */
+CO_FN int run_check(struct run *r, uint64_t off, uint64_t len, unsigned segments);
+CO_FN int run_check_all(struct run *r);
+
+/* A random number below n (n > 0); each fiber may use its own state. */
+uint64_t random_below(uint64_t *state, uint64_t n);
+
+/* The sum of one counter over all reactors' channels of the layer at `depth` (0 = top; first of its depth). */
+uint64_t run_ops(struct run *r, unsigned depth, enum ch_op op);
+
+#endif
