@@ -40,6 +40,12 @@ enum {
 	BACKING_LIMIT_MS = 5000,
 	REVIVE_PROBE_MS =
 		2000, /* no answer for this long: try new sockets, harmless when it was only slow */
+	/*
+	 * Of several connections one may get no receiver in the kernel (usable.c, probe); the next try finds the
+	 * threads that the last one made. Each has twice the time, the last one all of it.
+	 */
+	TRIES_MAX = 4,
+	FIRST_TRY_MS = 2000,
 };
 
 #define LOCK_PATH "/run/nbdrs-attach.lock"
@@ -453,39 +459,47 @@ static int connect_locked(const struct options *o, int64_t wanted, struct ctl_cl
 	return status;
 }
 
-static int wait_usable(const struct options *o, const struct grant *g, uint32_t index)
+/* With *again, the device was detached and another try may help. */
+static int wait_usable(const struct options *o, const struct grant *g, uint32_t index, unsigned try,
+		       bool *again)
 {
+	const bool is_last = o->connections <= 1 || try + 1 == TRIES_MAX;
 	const struct usable u = { .index = index,
 				  .size = g->size,
 				  .backend = g->backend,
 				  .waits_for_udev = !o->no_udev,
-				  .limit_ms = o->wait_s * 1000 };
+				  .limit_ms = o->wait_s * 1000,
+				  .probe_ms = is_last ? 0 : (unsigned)FIRST_TRY_MS << try };
 	struct err err = { "" };
 	int rc = usable_wait(&u, &err);
 
+	*again = false;
 	if (!rc)
 		return EXIT_OK;
-	(void)fail(EXIT_FAILED, "/dev/nbd%u: %s", index, err.msg);
+	if (rc == -EAGAIN) {
+		note("/dev/nbd%u: a connection does not answer; attaching anew", index);
+		*again = true;
+	} else {
+		(void)fail(EXIT_FAILED, "/dev/nbd%u: %s", index, err.msg);
+	}
 	/* What another backend took in the meantime is not ours to undo. */
 	if (rc != -EBUSY)
 		undo(index);
-	return driver_status(rc);
+	return *again ? EXIT_TIMED_OUT : driver_status(rc);
 }
 
-int attach_run(const struct options *o)
+static int attach_once(const struct options *o, int64_t wanted, unsigned try, bool *again)
 {
 	_cleanup_grant_ struct grant g = { 0 };
 	_cleanup_ctl_ struct ctl_client *c = NULL;
 	_cleanup_close_ int lock = -1;
 	struct err err = { "" };
-	int64_t wanted = NL_INDEX_ANY, attached = -1;
+	int64_t attached = -1;
 	uint32_t index;
 	char node[32];
 	int rc, status;
 
-	interrupts_catch();
-	if (o->device && name_to_index(o->device, &index) == 0)
-		wanted = index;
+	*again = false;
 	status = take_lock(&lock);
 	if (!status)
 		status = find_attached(o, wanted, &attached);
@@ -504,11 +518,26 @@ int attach_run(const struct options *o)
 	if (status)
 		return status;
 	(void)close(TAKE_FD(lock)); /* the device carries the identifier now: others see it */
-	status = wait_usable(o, &g, index);
+	status = wait_usable(o, &g, index, try, again);
 	if (status)
 		return status;
 	(void)snprintf(node, sizeof(node), "/dev/nbd%u", index);
 	tell_daemon(c, &g, node);
 	print_device(node);
 	return EXIT_OK;
+}
+
+int attach_run(const struct options *o)
+{
+	int64_t wanted = NL_INDEX_ANY;
+	bool again = true;
+	uint32_t index;
+	int status = EXIT_FAILED;
+
+	interrupts_catch();
+	if (o->device && name_to_index(o->device, &index) == 0)
+		wanted = index;
+	for (unsigned try = 0; again && try < TRIES_MAX; try++)
+		status = attach_once(o, wanted, try, &again);
+	return status;
 }

@@ -131,7 +131,7 @@ static int read_once(int fd, const struct device *d)
  * In a child: opens the node, which scans partitions, and reads its first block past every cache, through each
  * connection: a queue is a connection. Under heavy load the driver may not get threads for all of its receivers, and
  * then one connection works while another never answers (seen on 6.1: the work queue's rescuer runs the
- * first receiver, which never ends, and holds the others).
+ * first receiver, which never ends, and holds the others). Attaching anew helps: attach.c does.
  */
 static int probe(const void *arg, void *result)
 {
@@ -336,8 +336,13 @@ int usable_wait(const struct usable *u, struct err *err)
 	rc = wait_size(u, d, until, err);
 	if (!rc)
 		rc = wait_node(d, until, err);
-	if (!rc)
+	if (!rc && u->probe_ms && now_ms() + u->probe_ms < until) {
+		rc = wait_read(d, now_ms() + u->probe_ms, err);
+		if (rc == -ETIMEDOUT)
+			rc = -EAGAIN;
+	} else if (!rc) {
 		rc = wait_read(d, until, err);
+	}
 	/* udev's work begins now, so its time does, too. */
 	if (!rc && u->waits_for_udev && udev_runs())
 		rc = wait_udev(u, d, now_ms() + u->limit_ms, err);

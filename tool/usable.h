@@ -17,11 +17,13 @@ struct usable {
 	const char *backend; /* that the device must carry */
 	bool waits_for_udev;
 	unsigned limit_ms; /* for the kernel and the daemon, and again for udev */
+	unsigned probe_ms; /* of limit_ms, for the read; 0 = all that is left */
 };
 
 /*
- * Waits until all of it is true. -ETIMEDOUT with what was missing; -EINTR after a signal; -EIO when the
- * read failed; -EBUSY when the device carries another backend.
+ * Waits until all of it is true. -ETIMEDOUT with what was missing; -EAGAIN when the read was not
+ * answered within probe_ms; -EINTR after a signal; -EIO when the read failed; -EBUSY when the device carries
+ * another backend.
  */
 int usable_wait(const struct usable *u, struct err *err);
 

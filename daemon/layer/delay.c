@@ -15,6 +15,8 @@
 
 struct delay {
 	uint64_t read, write, zero, trim, flush, jitter; /* ns */
+	uint64_t count;
+	_Atomic uint64_t waited; /* requests, of all channels; relaxed, it orders nothing else */
 };
 
 /* The state of the channel's random numbers. */
@@ -35,6 +37,11 @@ static const struct opt options[] = {
 	TIME_OPT(trim, "wait before a trim"),
 	TIME_OPT(flush, "wait before a flush"),
 	TIME_OPT(jitter, "up to this much more for each request that waits, evenly spread"),
+	{ .name = "count",
+	  .type = OPT_UINT,
+	  .field = offsetof(struct delay, count),
+	  .def = "0",
+	  .help = "only the first so many requests wait, 0 = all" },
 	OPT_END,
 };
 
@@ -64,10 +71,10 @@ static uint64_t next_random(uint64_t *state)
 
 static CO_FN void nap(struct chan *c, uint64_t ns)
 {
-	const struct delay *d = c->layer->self;
+	struct delay *d = c->layer->self;
 	struct delay_chan *dc = c->self;
 
-	if (!ns)
+	if (!ns || (d->count && atomic_fetch_add_explicit(&d->waited, 1, memory_order_relaxed) >= d->count))
 		return;
 	if (d->jitter)
 		ns += next_random(&dc->random) % (d->jitter + 1);

@@ -50,3 +50,11 @@ check "the file system in the file is sound" e2fsck -fn /srv/disk0.img
 serve -e disk0 raw file:/srv/disk0.img
 fails 2 . "0 connections are refused" attach -C 0 disk0
 fails 2 . "65 connections are refused" attach -C 65 disk0
+stop
+
+# The first read stalls, as when one connection gets no receiver in the kernel.
+serve -e disk0 raw "delay[read=$((6 * SLOW))s,count=1]:file:/srv/disk0.img"
+must "attached all the same" attached -C 2 disk0
+check "by a second try" said 0 "a connection does not answer; attaching anew"
+check "and usable" dd if="$dev" of=/dev/null bs=4k count=1 iflag=direct status=none
+check "detach again" attach -d "$dev"
