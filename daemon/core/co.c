@@ -46,6 +46,7 @@
 enum {
 	GUARD_LEN = 4096,
 	FREE_STACKS_MAX = 512, /* more go back to the kernel */
+	SAN_LIVES_MAX = 1000,
 };
 
 /* Sanitizers need far deeper frames. */
@@ -117,6 +118,11 @@ static void stack_unmap(struct co *co)
 #ifdef CO_ASAN
 	__asan_unpoison_memory_region(co->stack, STACK_LEN);
 #endif
+#ifdef CO_TSAN
+	if (co->san_fiber != NULL)
+		__tsan_destroy_fiber(co->san_fiber);
+	co->san_fiber = NULL;
+#endif
 	(void)munmap((char *)co->stack - GUARD_LEN, GUARD_LEN + STACK_LEN);
 	co->stack = NULL;
 }
@@ -173,10 +179,6 @@ static struct co *co_get(struct reactor *r)
 
 static void co_recycle(struct reactor *r, struct co *co)
 {
-#ifdef CO_TSAN
-	/* One for each life: co_main never returns, and what it left on the tool's own call stack adds up. */
-	__tsan_destroy_fiber(co->san_fiber);
-#endif
 	/*
 	 * A late wake may have queued it: that entry must go. One that is still on its way as a message
 	 * keeps is_queued, and finds is_finished or a fiber that can stand a spurious wake.
@@ -251,7 +253,18 @@ int co_spawn(void (*fn)(void *arg), void *arg)
 	co->arg = arg;
 	co->is_finished = false;
 #ifdef CO_TSAN
-	co->san_fiber = __tsan_create_fiber(0);
+	/*
+	 * co_main never returns, and what each life leaves on the tool's own call stack adds up until that
+	 * overflows; a new fiber for each life takes a millisecond.
+	 */
+	if (co->san_fiber != NULL && ++co->san_lives == SAN_LIVES_MAX) {
+		__tsan_destroy_fiber(co->san_fiber);
+		co->san_fiber = NULL;
+	}
+	if (co->san_fiber == NULL) {
+		co->san_fiber = __tsan_create_fiber(0);
+		co->san_lives = 0;
+	}
 #endif
 	co_ctx_init(&co->ctx, co->stack, STACK_LEN, co_main);
 	r->co.live_n++;

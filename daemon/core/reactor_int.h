@@ -25,6 +25,7 @@ struct co {
 	struct reactor_msg msg;	 /* carries a wake from another thread */
 	void *san_fake_stack;	 /* AddressSanitizer's, while suspended */
 	void *san_fiber;	 /* ThreadSanitizer's */
+	unsigned san_lives;	 /* that it has served */
 	unsigned valgrind_id;
 };
 
