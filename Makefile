@@ -34,17 +34,18 @@ UDEVDIR ?= $(PREFIX)/lib/udev/rules.d
 # --- Debian packages: the only list -------------------------------------------------------------
 
 DEPS_BUILD := gcc libc6-dev make pkg-config liburing-dev libnl-3-dev libnl-genl-3-dev \
-              libjansson-dev libsystemd-dev scdoc uthash-dev
+              libjansson-dev libsystemd-dev libcurl4-openssl-dev libssl-dev libexpat1-dev scdoc \
+              uthash-dev
 DEPS_GUEST := qemu-system-x86 qemu-utils python3 busybox-static kmod udev e2fsprogs util-linux \
               mount fdisk procps dmsetup iproute2 jq strace fio zstd xz-utils lz4 nbdkit \
               nbd-server nbd-client
 DEPS_TEST  := libcmocka-dev clang libclang-rt-14-dev python3-clang-14 mandoc libnbd-bin \
-              python3-libnbd git
+              python3-libnbd git radosgw ceph-mon ceph-osd ceph-common nginx-light
 DEPS_LINT  := clang-format clang-tidy shellcheck gcovr valgrind
 
 # --- Flags --------------------------------------------------------------------------------------
 
-PKGS := liburing libnl-3.0 libnl-genl-3.0 jansson
+PKGS := liburing libnl-3.0 libnl-genl-3.0 jansson libcurl libcrypto expat
 HAVE_SYSTEMD ?= $(shell pkg-config --exists libsystemd 2>/dev/null && echo yes || echo no)
 ifeq ($(HAVE_SYSTEMD),yes)
 PKGS += libsystemd

@@ -22,11 +22,6 @@ static const char *const cmd_names[EXPORT_CMDS] = {
 	"read", "write", NULL, "flush", "trim", "cache", "write_zeroes", "block_status",
 };
 static const char *const hist_names[EXPORT_HISTS] = { "read", "write", "flush" };
-static const char *const op_names[CH_OPS] = {
-	[CH_READ] = "read",   [CH_WRITE] = "write", [CH_ZERO] = "zero",	  [CH_TRIM] = "trim",
-	[CH_FLUSH] = "flush", [CH_MAP] = "map",	    [CH_CACHE] = "cache",
-};
-
 /* --- Connections -------------------------------------------------------------------------------- */
 
 static void conn_seen(void *arg, const struct conn_view *v)
@@ -92,7 +87,32 @@ static json_t *counters_of_layer(const _Atomic uint64_t *from)
 
 	for (unsigned i = 0; i < CH_OPS; i++)
 		v[i] = atomic_load_explicit(&from[i], memory_order_relaxed);
-	return counters(op_names, v, CH_OPS);
+	return counters(ch_op_names, v, CH_OPS);
+}
+
+/* What the layer says of itself, as an object of strings; NULL when it says nothing. */
+struct own_words {
+	struct info base;
+	json_t *j;
+};
+
+static void add_words(struct info *i, const char *key, const char *value)
+{
+	struct own_words *w = container_of(i, struct own_words, base);
+
+	if (!w->j)
+		w->j = json_object();
+	/* A value that is not UTF-8 or does not fit into memory is left out. */
+	(void)json_object_set_new(w->j, key, json_string(value));
+}
+
+static json_t *words_of_layer(struct layer *l)
+{
+	struct own_words w = { .base = { .add = add_words } };
+
+	if (l->ops->status)
+		l->ops->status(l, &w.base);
+	return w.j;
 }
 
 static void add_layer(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum)
@@ -101,10 +121,11 @@ static void add_layer(void *arg, struct layer *l, unsigned depth, const struct c
 
 	/* A layer missing when memory is out is seen by its missing depth; the packet would fail anyway. */
 	(void)json_array_append_new(
-		list, json_pack("{s:s, s:i, s:o, s:o, s:o, s:I}", "name", l->ops->name, "depth", (int)depth,
+		list, json_pack("{s:s, s:i, s:o, s:o, s:o, s:I, s:o*}", "name", l->ops->name, "depth", (int)depth,
 				"ops", counters_of_layer(sum->ops), "bytes", counters_of_layer(sum->bytes),
 				"errors", counters_of_layer(sum->errors), "lent",
-				(json_int_t)atomic_load_explicit(&sum->lent, memory_order_relaxed)));
+				(json_int_t)atomic_load_explicit(&sum->lent, memory_order_relaxed), "state",
+				words_of_layer(l)));
 }
 
 struct totals {

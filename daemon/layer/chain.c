@@ -57,8 +57,13 @@ static int check_shape(const struct layer_ops *ops, const struct spec *spec, str
 	return 0;
 }
 
-static int layer_new(const struct spec *spec, const char *export_name, bool read_only, struct layer **out,
-		     struct err *err);
+/* What goes down the tree while it is built. */
+struct build {
+	const char *export_name;
+	bool read_only, is_keyed;
+};
+
+static int layer_new(const struct spec *spec, struct build b, struct layer **out, struct err *err);
 
 static int add_kids(struct layer *l, struct err *err)
 {
@@ -66,7 +71,8 @@ static int add_kids(struct layer *l, struct err *err)
 	if (l->kids == NULL)
 		return err_set(err, -ENOMEM, "out of memory");
 	for (unsigned i = 0; i < l->spec->kids_n; i++) {
-		int rc = layer_new(l->spec->kids[i], l->export_name, l->want_ro, &l->kids[i], err);
+		struct build b = { l->export_name, l->want_ro, l->ops->keyed_kids || l->is_keyed };
+		int rc = layer_new(l->spec->kids[i], b, &l->kids[i], err);
 
 		if (rc != 0)
 			return rc;
@@ -75,8 +81,19 @@ static int add_kids(struct layer *l, struct err *err)
 	return 0;
 }
 
-static int layer_new(const struct spec *spec, const char *export_name, bool read_only, struct layer **out,
-		     struct err *err)
+/* Below a mapping only what holds objects can stand. */
+static int choose_keyed(const struct layer_ops **ops, const struct spec *spec, struct err *err)
+{
+	if (!(*ops)->is_store)
+		return 0;
+	if ((*ops)->keyed == NULL)
+		return err_set(err, -EINVAL, "column %u: %s holds one disk, no objects; use it with raw",
+			       spec->column, (*ops)->name);
+	*ops = (*ops)->keyed;
+	return 0;
+}
+
+static int layer_new(const struct spec *spec, struct build b, struct layer **out, struct err *err)
 {
 	const struct layer_ops *ops = layer_find(spec->layer);
 	char what[96];
@@ -86,7 +103,9 @@ static int layer_new(const struct spec *spec, const char *export_name, bool read
 	if (ops == NULL)
 		return err_set(err, -EINVAL, "column %u: there is no layer '%s' (see nbdrsd layers)",
 			       spec->column, spec->layer);
-	rc = check_shape(ops, spec, err);
+	rc = b.is_keyed ? choose_keyed(&ops, spec, err) : 0;
+	if (rc == 0)
+		rc = check_shape(ops, spec, err);
 	if (rc != 0)
 		return rc;
 	l = calloc(1, sizeof(*l));
@@ -95,8 +114,9 @@ static int layer_new(const struct spec *spec, const char *export_name, bool read
 	rangelock_init(&l->rmw);
 	l->ops = ops;
 	l->spec = spec;
-	l->export_name = export_name;
-	l->want_ro = read_only;
+	l->export_name = b.export_name;
+	l->want_ro = b.read_only;
+	l->is_keyed = b.is_keyed;
 	l->self = calloc(1, MAX(ops->self_size, 1U));
 	if (l->self == NULL) {
 		layer_free(l);
@@ -122,7 +142,7 @@ int chain_build(const struct spec *spec, const char *export_name, bool read_only
 	if (c == NULL)
 		return err_set(err, -ENOMEM, "out of memory");
 	co_mutex_init(&c->opening);
-	rc = layer_new(spec, export_name, read_only, &c->top, err);
+	rc = layer_new(spec, (struct build){ export_name, read_only, false }, &c->top, err);
 	if (rc != 0)
 		chain_free(c);
 	else
@@ -170,23 +190,36 @@ static CO_FN void layer_close(struct layer *l)
 
 static CO_FN int layer_open(struct layer *l, struct err *err)
 {
-	unsigned open_n = 0;
-	int rc = 0;
+	int rc = layer_kids_open(l, err);
 
-	for (; open_n < l->kids_n && rc == 0; open_n++)
-		rc = layer_open(l->kids[open_n], err);
-	if (rc != 0) {
-		open_n--; /* the last one failed and closed itself */
-	} else {
-		take_over_from_kid(l);
-		if (l->ops->open != NULL)
-			rc = l->ops->open(l, err);
-	}
-	if (rc == 0)
-		return 0;
-	while (open_n > 0)
-		layer_close(l->kids[--open_n]);
+	if (rc != 0)
+		return rc;
+	take_over_from_kid(l);
+	if (l->ops->open != NULL)
+		rc = l->ops->open(l, err);
+	if (rc != 0)
+		layer_kids_close(l);
 	return rc;
+}
+
+int layer_kids_open(struct layer *l, struct err *err)
+{
+	for (unsigned i = 0; i < l->kids_n; i++) {
+		int rc = layer_open(l->kids[i], err);
+
+		if (rc == 0)
+			continue;
+		while (i > 0)
+			layer_close(l->kids[--i]);
+		return rc;
+	}
+	return 0;
+}
+
+void layer_kids_close(struct layer *l)
+{
+	for (unsigned i = l->kids_n; i > 0; i--)
+		layer_close(l->kids[i - 1]);
 }
 
 int chain_open(struct chain *c, struct err *err)
@@ -240,6 +273,16 @@ static CO_FN int chan_new(struct layer *l, struct chan **out)
 	free(c->self);
 	free(c);
 	return rc;
+}
+
+int layer_chan_open(struct layer *l, struct chan **out)
+{
+	return chan_new(l, out);
+}
+
+void layer_chan_close(struct chan *c)
+{
+	chan_close(c);
 }
 
 struct chan *chain_chan_peek(struct chain *c)

@@ -88,11 +88,6 @@ static const struct opt options[] = {
 	OPT_END,
 };
 
-static const char *const op_names[CH_OPS] = {
-	[CH_READ] = "read",   [CH_WRITE] = "write", [CH_ZERO] = "zero",   [CH_TRIM] = "trim",
-	[CH_FLUSH] = "flush", [CH_MAP] = "map",     [CH_CACHE] = "cache",
-};
-
 /* --- Opening ---------------------------------------------------------------------------------- */
 
 /* "read|flush" -> mask; 0 when a word is unknown. */
@@ -105,7 +100,7 @@ static unsigned parse_ops(const char *text)
 		unsigned op = 0;
 
 		while (op < CH_OPS &&
-		       (strlen(op_names[op]) != len || memcmp(op_names[op], text, len) != 0))
+		       (strlen(ch_op_names[op]) != len || memcmp(ch_op_names[op], text, len) != 0))
 			op++;
 		if (op == CH_OPS)
 			return 0;
@@ -208,7 +203,7 @@ static CO_FN int verdict(struct chan *c, enum ch_op op, struct ext e)
 	if (n < f->after || throw_coin(f->seed, n) >= f->rate || !take_failure(f))
 		return 0;
 	log_debug("fault injected op=%s n=%" PRIu64 " off=%" PRIu64 " len=%" PRIu64 " error=%s",
-		  op_names[op], n, e.off, e.len, err_name(errors[f->error]));
+		  ch_op_names[op], n, e.off, e.len, err_name(errors[f->error]));
 	return -errors[f->error];
 }
 

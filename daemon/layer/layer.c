@@ -53,6 +53,12 @@ bool extmap_add(struct extmap *m, uint64_t len, uint32_t flags)
 	return true;
 }
 
+const char *const ch_op_names[CH_OPS] = {
+	[CH_READ] = "read",   [CH_WRITE] = "write", [CH_ZERO] = "zero", [CH_TRIM] = "trim",
+	[CH_FLUSH] = "flush", [CH_MAP] = "map",	    [CH_CACHE] = "cache", [CH_STAT] = "stat",
+	[CH_PUT] = "put",     [CH_DEL] = "del",	    [CH_LIST] = "list",
+};
+
 /* One writer per channel: no locked instruction needed. */
 static void bump(_Atomic uint64_t *c, uint64_t by)
 {
@@ -424,4 +430,75 @@ int ch_cache(struct chan *c, struct ext e)
 	else if (c->layer->kids_n > 0)
 		rc = ch_cache(c->kids[0], e);
 	return counted(c, CH_CACHE, e.len, rc);
+}
+
+/* ---- objects ---- */
+
+int ch_stat(struct chan *c, const struct obj *obj, struct obj_stat *st)
+{
+	int rc = -ENOTSUP;
+
+	if (c->layer->ops->stat != NULL)
+		rc = c->layer->ops->stat(c, obj, st);
+	else if (c->layer->kids_n > 0)
+		rc = ch_stat(c->kids[0], obj, st);
+	return counted(c, CH_STAT, 0, rc);
+}
+
+int ch_put(struct chan *c, const struct put *p, struct obj_stat *st)
+{
+	int rc = -ENOTSUP;
+
+	if (!(c->layer->caps & CAN_WRITE))
+		rc = -EROFS;
+	else if (c->layer->ops->put != NULL)
+		rc = c->layer->ops->put(c, p, st);
+	else if (c->layer->kids_n > 0)
+		rc = ch_put(c->kids[0], p, st);
+	return counted(c, CH_PUT, p->iov->len, rc);
+}
+
+int ch_del(struct chan *c, const struct obj *objs, unsigned n)
+{
+	int rc = -ENOTSUP;
+
+	if (!(c->layer->caps & CAN_WRITE))
+		rc = -EROFS;
+	else if (c->layer->ops->del != NULL)
+		rc = c->layer->ops->del(c, objs, n);
+	else if (c->layer->kids_n > 0)
+		rc = ch_del(c->kids[0], objs, n);
+	return counted(c, CH_DEL, 0, rc);
+}
+
+int ch_list(struct chan *c, const char *prefix, list_fn *fn, void *arg)
+{
+	int rc = -ENOTSUP;
+
+	if (c->layer->ops->list != NULL)
+		rc = c->layer->ops->list(c, prefix, fn, arg);
+	else if (c->layer->kids_n > 0)
+		rc = ch_list(c->kids[0], prefix, fn, arg);
+	return counted(c, CH_LIST, 0, rc);
+}
+
+bool is_transient(int rc)
+{
+	switch (rc) {
+	case -EAGAIN:
+	case -ETIMEDOUT:
+	case -ECONNRESET:
+	case -ECONNREFUSED:
+	case -ECONNABORTED:
+	case -EPIPE:
+	case -EHOSTUNREACH:
+	case -EHOSTDOWN:
+	case -ENETUNREACH:
+	case -ENETDOWN:
+	case -EBUSY:
+	case -EPROTO: /* what came makes no sense: cut off or altered on its way */
+		return true;
+	default:
+		return false;
+	}
 }

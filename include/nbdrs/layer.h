@@ -67,7 +67,38 @@ enum caps {
 	CAN_LEND = 1 << 9,	/* lend may succeed */
 	IS_ROTATIONAL = 1 << 10,
 	HAS_HOLES = 1 << 11,	/* large parts may be unallocated: worth looking for zeroes in replies */
+	CAN_PUT_IF = 1 << 12,	/* keyed: conditional puts are atomic */
+	IS_REMOTE = 1 << 13,	/* a request takes milliseconds: worth reading ahead */
 };
+
+/*
+ * Keyed stores (a folder of files, S3, memory by name) hold objects. Below a layer that maps the disk to objects
+ * (`keyed_kids`), every extent names its object:
+ *	read	a missing object is -ENOENT; what lies behind an object's end reads as zeroes
+ *	write	only with CAN_PARTIAL: in place, makes and lengthens the object
+ *	zero, trim  of a part, as the capabilities say; a missing object is fine
+ *	flush	covers writes and puts answered before the call
+ * and the four below. Layers between pass all of it through.
+ */
+enum { ETAG_MAX = 127 };
+
+struct obj_stat {
+	uint64_t size;		 /* bytes */
+	char etag[ETAG_MAX + 1]; /* as the store gives it, without quotes; "" = it has none */
+};
+
+enum put_cond { PUT_ALWAYS, PUT_IF_ABSENT, PUT_IF_MATCH };
+
+struct put {
+	const struct obj *obj;
+	const struct iov *iov; /* the whole object; len may be 0 */
+	enum put_cond cond;
+	const char *etag; /* of PUT_IF_MATCH */
+	unsigned fl;	  /* IO_FUA */
+};
+
+/* One object of list(); never suspends. Not 0 ends the listing, which returns it. */
+typedef int list_fn(void *arg, const char *name, uint64_t size);
 
 /* Extents of map, in order, without gaps, from ext.off on; at least one, the last may end early. */
 enum extent_flags { EXTENT_HOLE = 1 << 0, EXTENT_ZERO = 1 << 1 }; /* = NBD_STATE_HOLE, NBD_STATE_ZERO */
@@ -109,6 +140,8 @@ struct layer_ops {
 	const struct opt *opts;
 	bool takes_target;		 /* name:TARGET, the rest verbatim */
 	bool is_store;			 /* ends a chain */
+	bool keyed_kids;		 /* its kids are keyed; a filter's are when it is keyed itself */
+	const struct layer_ops *keyed;	 /* of a store: what stands in its place where objects are wanted */
 	uint16_t self_size, chan_size;
 	uint8_t min_kids, max_kids;
 
@@ -142,18 +175,49 @@ struct layer_ops {
 	int (*lend)(struct chan *c, struct ext e, struct loan *loan);
 
 	/*
+	 * Keyed stores only. NULL = kid 0 does it.
+	 *	stat	-ENOENT when there is none.
+	 *	put	the whole object at once, or not at all. -EEXIST: PUT_IF_ABSENT and it is there; -ESTALE: PUT_IF_MATCH
+	 *		and it is another one or gone; -ENOTSUP: no CAN_PUT_IF. *st (may be NULL) is the new one's.
+	 *	del	all of them, in any order; one that is missing is fine. As many as you like at a time.
+	 *	list	those whose names begin with `prefix`, in any order.
+	 */
+	CO_FN int (*stat)(struct chan *c, const struct obj *obj, struct obj_stat *st);
+	CO_FN int (*put)(struct chan *c, const struct put *p, struct obj_stat *st);
+	CO_FN int (*del)(struct chan *c, const struct obj *objs, unsigned n);
+	CO_FN int (*list)(struct chan *c, const char *prefix, list_fn *fn, void *arg);
+
+	/*
 	 * On an instance that is not open (options are parsed, kids built but not open): make, look at,
 	 * remove the volume. NULL = kid 0 does it.
 	 */
 	CO_FN int (*create)(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err);
 	CO_FN int (*destroy)(struct layer *l, const struct obj *obj, struct err *err);
 	CO_FN void (*info)(struct layer *l, struct info *i);
+	/* What an operator asks of a running layer (requests by status, dirty bytes, degraded): see nbdrsctl status. Does not suspend. */
+	void (*status)(struct layer *l, struct info *i);
 	/* Path of a local file or block device that holds the data ("" = none), for loop detection at attach. */
 	const char *(*backing)(struct layer *l);
 };
 
 /* Latency needs clock reads, so only the export measures it; these are per channel and unlocked. */
-enum ch_op { CH_READ, CH_WRITE, CH_ZERO, CH_TRIM, CH_FLUSH, CH_MAP, CH_CACHE, CH_OPS };
+enum ch_op {
+	CH_READ,
+	CH_WRITE,
+	CH_ZERO,
+	CH_TRIM,
+	CH_FLUSH,
+	CH_MAP,
+	CH_CACHE,
+	CH_STAT,
+	CH_PUT,
+	CH_DEL,
+	CH_LIST,
+	CH_OPS
+};
+
+/* "read", "write", ... */
+extern const char *const ch_op_names[CH_OPS];
 
 struct ch_stats {
 	_Atomic uint64_t ops[CH_OPS];
@@ -168,6 +232,7 @@ struct layer {
 	const char *export_name;    /* borrowed; NULL when there is none (init, destroy) */
 	struct layer **kids;
 	unsigned kids_n;
+	bool is_keyed;		    /* extents name objects; set by chain_build */
 	bool want_ro;		    /* set before open: never write, not even locks for writing */
 
 	uint64_t size;		    /* bytes, of the disk; a keyed store says 0 */
@@ -183,6 +248,11 @@ struct chan {
 	struct layer *layer;
 	struct chan **kids;	    /* layer->kids_n of them */
 	struct ch_stats stats;
+	/*
+	 * Set by a store that was told to come back later (HTTP's Retry-After), ns of the monotonic clock: who
+	 * retries waits until then. A hint for everybody on this channel.
+	 */
+	uint64_t not_before;
 	void *self;		    /* ops->chan_size bytes, zeroed */
 };
 
@@ -225,6 +295,11 @@ CO_FN int ch_flush(struct chan *c);
 CO_FN int ch_map(struct chan *c, struct ext e, struct extmap *m);
 CO_FN int ch_cache(struct chan *c, struct ext e);
 int ch_lend(struct chan *c, struct ext e, struct loan *loan);
+/* Of keyed stores; see layer_ops. */
+CO_FN int ch_stat(struct chan *c, const struct obj *obj, struct obj_stat *st);
+CO_FN int ch_put(struct chan *c, const struct put *p, struct obj_stat *st);
+CO_FN int ch_del(struct chan *c, const struct obj *objs, unsigned n);
+CO_FN int ch_list(struct chan *c, const char *prefix, list_fn *fn, void *arg);
 
 static inline void loan_return(struct loan *l)
 {
@@ -236,6 +311,21 @@ static inline void loan_return(struct loan *l)
 /* The same on an instance that is not open, for layers that pass on: kid 0's, with fall-through. */
 CO_FN int layer_create(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err);
 CO_FN int layer_destroy(struct layer *l, const struct obj *obj, struct err *err);
+
+/*
+ * For a layer's own open, create and destroy, which have requests of their own before the chain has channels: a
+ * channel of an open instance, for this reactor; and opening the kids where nobody did (create, destroy).
+ */
+CO_FN int layer_chan_open(struct layer *l, struct chan **out);
+CO_FN void layer_chan_close(struct chan *c);
+CO_FN int layer_kids_open(struct layer *l, struct err *err);
+CO_FN void layer_kids_close(struct layer *l);
+
+/*
+ * The one place that knows whether trying again may help: time-outs, resets, a server that is down, overloaded or
+ * out of order (-EAGAIN: 429 and 5xx). What is refused (EACCES, ENOENT, EINVAL, EEXIST, ESTALE, ENOSPC ...) is not.
+ */
+bool is_transient(int rc);
 
 /* The registry: all layers, ended by NULL. */
 extern const struct layer_ops *const layers[];
