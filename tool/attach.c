@@ -485,6 +485,11 @@ static int wait_usable(const struct options *o, const struct grant *g, uint32_t 
 	/* What another backend took in the meantime is not ours to undo. */
 	if (rc != -EBUSY)
 		undo(index);
+	/* udev may have it open still: until that ends it is neither attached nor free. */
+	if (*again && !device_wait_free(index, g->backend, o->wait_s * 1000)) {
+		*again = false;
+		return fail(EXIT_TIMED_OUT, "/dev/nbd%u is cut off, but something still has it open", index);
+	}
 	return *again ? EXIT_TIMED_OUT : driver_status(rc);
 }
 

@@ -245,24 +245,6 @@ static void tell_daemon(const struct options *o, const struct device *d)
 			       &reply, &err);
 }
 
-/* The kernel frees the device at the last close; udev may still have it open. */
-static bool wait_free(const struct device *d, unsigned limit_ms)
-{
-	_cleanup_free_ struct device *now = malloc(sizeof(*now));
-	const uint64_t until = now_ms() + limit_ms;
-
-	if (!now)
-		return false;
-	for (;;) {
-		if (device_get(d->index, now) || now->size == 0 ||
-		    strcmp(now->backend, d->backend) != 0)
-			return true;
-		if (now_ms() >= until)
-			return false;
-		sleep_ms(10);
-	}
-}
-
 /* Tells of writes that failed while it was attached; `flush_rc` is of our own flush. */
 static int account(const struct device *d, int flush_rc)
 {
@@ -292,7 +274,7 @@ static int finish(const struct options *o, const struct device *d, int flush_rc,
 	/* While something holds it, the kernel keeps it half alive, and waiting is in vain. */
 	if (is_held)
 		note("/dev/%s is cut off, but stays until what holds it lets go", d->name);
-	else if (!wait_free(d, o->wait_s * 1000))
+	else if (!device_wait_free(d->index, d->backend, o->wait_s * 1000))
 		note("/dev/%s is cut off, but something still has it open", d->name);
 	else if (!o->no_udev)
 		udev_wait_unlinked(d->backend, SETTLE_MS);

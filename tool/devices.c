@@ -90,6 +90,22 @@ static int by_number(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+bool device_wait_free(uint32_t index, const char *backend, unsigned limit_ms)
+{
+	_cleanup_free_ struct device *now = malloc(sizeof(*now));
+	const uint64_t until = now_ms() + limit_ms;
+
+	if (!now)
+		return false;
+	for (;;) {
+		if (device_get(index, now) || now->size == 0 || strcmp(now->backend, backend) != 0)
+			return true;
+		if (now_ms() >= until)
+			return false;
+		sleep_ms(10);
+	}
+}
+
 int devices_scan(uint32_t **out, size_t *out_n)
 {
 	struct scan s = { 0 };

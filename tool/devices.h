@@ -32,6 +32,12 @@ struct device {
 /* -ENODEV when there is no such device; else -errno of reading its attributes. */
 int device_get(uint32_t index, struct device *d);
 
+/*
+ * Waits until the device is let go by `backend`: after a disconnect that takes until the last one has closed
+ * it. False when that took longer than `limit_ms`.
+ */
+bool device_wait_free(uint32_t index, const char *backend, unsigned limit_ms);
+
 /* The numbers of all devices, ascending; the caller frees *out. None is no error. */
 int devices_scan(uint32_t **out, size_t *out_n);
 
