@@ -12,6 +12,7 @@
 #include "conf/secret.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/export.h"
+#include "nbdrs/progress.h"
 
 enum { MAP_EXTENTS = 512 };
 
@@ -60,6 +61,8 @@ int volume_parse(const struct volume_arg *v, bool read_only, struct spec **spec,
 			return rc;
 	}
 	rc = spec_parse_words(v->driver, v->conn, &parsed, err);
+	if (!rc)
+		rc = spec_expand(&parsed, err);
 	if (!rc)
 		rc = chain_build(parsed, v->name, read_only, &built, err);
 	mask_word(v->driver);
@@ -115,7 +118,9 @@ static int job_run(struct job *job, CO_FN int (*fn)(void *job))
 	int rc = reactors_start(&conf, &job->err);
 
 	if (!rc) {
+		progress_allow();
 		rc = reactor_call_blocking(reactor_get(0), fn, job);
+		progress_end();
 		reactors_stop();
 	}
 	if (!rc)

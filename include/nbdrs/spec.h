@@ -35,6 +35,12 @@ int spec_parse(const char *text, struct spec **out, struct err *err);
 /* The command form `-e NAME DRIVER CONN`: the chain "DRIVER:CONN". */
 int spec_parse_words(const char *driver, const char *conn, struct spec **out, struct err *err);
 
+/*
+ * Adds the layers that a chain nearly always wants and this one does not name: `retry` above network stores,
+ * `readahead` above disks on such, `sharded` above a `distributed` that is to be a disk. -ENOMEM; *s is valid then.
+ */
+int spec_expand(struct spec **s, struct err *err);
+
 void spec_free(struct spec *s);
 
 /* The canonical text, secrets masked; the caller frees. NULL when out of memory. */

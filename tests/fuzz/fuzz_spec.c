@@ -50,6 +50,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	}
 	check_canonical(s);
+	check(spec_expand(&s, &err) == 0);
+	check_canonical(s);
 	spec_free(s);
 	return 0;
 }

@@ -124,6 +124,43 @@ static void test_words(void **state)
 	}
 }
 
+static void test_expand(void **state)
+{
+	static const struct {
+		const char *text, *expanded;
+	} cases[] = {
+		{ "raw:file:/d/", "raw:file:/d/" },
+		{ "sharded:file:/d/", "sharded:file:/d/" },
+		{ "sharded:s3:http://h/b/", "readahead:sharded:retry:s3:http://h/b/" },
+		{ "raw:http://h/x.iso", "readahead:raw:retry:http://h/x.iso" },
+		{ "https://h/x.iso", "readahead:retry:https://h/x.iso" },
+		{ "sharded:cache:s3:/b/", "sharded:cache:retry:s3:/b/" },
+		{ "cache:sharded:s3:/b/", "cache:sharded:retry:s3:/b/" },
+		{ "sharded:retry[max=0]:s3:/b/", "readahead:sharded:retry[max=0]:s3:/b/" },
+		{ "readahead:sharded:s3:/b/", "readahead:sharded:retry:s3:/b/" },
+		{ "readahead[mem=1Mi]:delay:raw:http://h/x", "readahead[mem=1Mi]:delay:raw:retry:http://h/x" },
+		{ "delay:sharded:s3:/b/", "delay:readahead:sharded:retry:s3:/b/" },
+		{ "distributed{file:/a,file:/b}", "sharded:distributed{file:/a,file:/b}" },
+		{ "distributed{file:/a,s3:/b/}", "readahead:sharded:distributed{file:/a,retry:s3:/b/}" },
+		{ "distributed{cache:s3:/a/,cache:s3:/b/}",
+		  "sharded:distributed{cache:retry:s3:/a/,cache:retry:s3:/b/}" },
+		{ "sharded[size=1Mi]:distributed{file:/a,file:/b}", "sharded[size=1Mi]:distributed{file:/a,file:/b}" },
+	};
+
+	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+		_cleanup_spec_ struct spec *s = parse(cases[i].text);
+		_cleanup_free_ char *once = NULL, *twice = NULL;
+		struct err err;
+
+		assert_int_equal(spec_expand(&s, &err), 0);
+		once = spec_format(s);
+		assert_string_equal(once, cases[i].expanded);
+		assert_int_equal(spec_expand(&s, &err), 0);
+		twice = spec_format(s);
+		assert_string_equal(twice, once);
+	}
+}
+
 /* A target keeps everything behind its layer's colon: nothing of it is lost or decoded. */
 static void test_targets(void **state)
 {
@@ -436,6 +473,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_tree),          cmocka_unit_test(test_words),
+		cmocka_unit_test(test_expand),
 		cmocka_unit_test(test_targets),       cmocka_unit_test(test_kids),
 		cmocka_unit_test(test_list),          cmocka_unit_test(test_values),
 		cmocka_unit_test(test_format),        cmocka_unit_test(test_error_places),
