@@ -190,6 +190,21 @@ static json_int_t sum_of(json_t *counters)
 	return sum;
 }
 
+/* What a layer says of itself: dirty bytes, requests by status, nodes that are away. */
+static void print_state(json_t *state, int depth)
+{
+	const char *key;
+	json_t *v;
+
+	json_object_foreach(state, key, v) {
+		printf("  %*s", 4 + 2 * depth, "");
+		put_text(key);
+		printf(": ");
+		put_text(json_string_value(v));
+		printf("\n");
+	}
+}
+
 static void print_layers(json_t *e)
 {
 	json_t *list = json_object_get(e, "layers"), *l;
@@ -207,6 +222,7 @@ static void print_layers(json_t *e)
 		print_counts(sum_of(json_object_get(l, "ops")), sum_of(json_object_get(l, "bytes")),
 			     sum_of(json_object_get(l, "errors")));
 		printf("\n");
+		print_state(json_object_get(l, "state"), depth);
 	}
 }
 
