@@ -94,7 +94,7 @@ enum nbd_error nbd_error_of(int rc)
 	case EFBIG: return NBD_ENOSPC;
 	case EOVERFLOW: return NBD_EOVERFLOW;
 	case EOPNOTSUPP: /* = ENOTSUP on Linux */ return NBD_ENOTSUP;
-	case ESHUTDOWN: return NBD_ESHUTDOWN;
+	/* Not ESHUTDOWN: that says that we stop, and only we know. */
 	default: return NBD_EIO;
 	}
 }

@@ -115,7 +115,7 @@ static void test_errors(void **state)
 		{ ENOSPC, NBD_ENOSPC },       { EDQUOT, NBD_ENOSPC },
 		{ EFBIG, NBD_ENOSPC },        { EOVERFLOW, NBD_EOVERFLOW },
 		{ ENOTSUP, NBD_ENOTSUP },     { EOPNOTSUPP, NBD_ENOTSUP },
-		{ ESHUTDOWN, NBD_ESHUTDOWN }, { EACCES, NBD_EIO },
+		{ ESHUTDOWN, NBD_EIO }, { EACCES, NBD_EIO },
 		{ EAGAIN, NBD_EIO },          { ETIMEDOUT, NBD_EIO },
 		{ EFAULT, NBD_EIO },          { ENOENT, NBD_EIO },
 		{ ECONNRESET, NBD_EIO },      { 4095, NBD_EIO },
