@@ -30,8 +30,11 @@ static void layer_free(struct layer *l)
 		return;
 	for (unsigned i = 0; i < l->kids_n; i++)
 		layer_free(l->kids[i]);
-	if (l->self != NULL)
+	if (l->self != NULL) {
+		if (l->ops->free != NULL)
+			l->ops->free(l);
 		opts_free(l->ops->opts, l->self);
+	}
 	rangelock_destroy(&l->rmw);
 	free(l->kids);
 	free(l->self);
@@ -133,8 +136,7 @@ static int layer_new(const struct spec *spec, struct build b, struct layer **out
 	return rc;
 }
 
-int chain_build(const struct spec *spec, const char *export_name, bool read_only, struct chain **out,
-		struct err *err)
+static int chain_new(const struct spec *spec, struct build b, struct chain **out, struct err *err)
 {
 	struct chain *c = calloc(1, sizeof(*c));
 	int rc;
@@ -142,12 +144,23 @@ int chain_build(const struct spec *spec, const char *export_name, bool read_only
 	if (c == NULL)
 		return err_set(err, -ENOMEM, "out of memory");
 	co_mutex_init(&c->opening);
-	rc = layer_new(spec, (struct build){ export_name, read_only, false }, &c->top, err);
+	rc = layer_new(spec, b, &c->top, err);
 	if (rc != 0)
 		chain_free(c);
 	else
 		*out = c;
 	return rc;
+}
+
+int chain_build(const struct spec *spec, const char *export_name, bool read_only, struct chain **out,
+		struct err *err)
+{
+	return chain_new(spec, (struct build){ export_name, read_only, false }, out, err);
+}
+
+int chain_build_keyed(const struct spec *spec, bool read_only, struct chain **out, struct err *err)
+{
+	return chain_new(spec, (struct build){ NULL, read_only, true }, out, err);
 }
 
 void chain_free(struct chain *c)

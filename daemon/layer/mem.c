@@ -374,6 +374,7 @@ const struct layer_ops mem_layer = {
 	.help = "a sparse disk in memory, gone when the daemon ends",
 	.opts = options,
 	.is_store = true,
+	.keyed = &mem_store_layer,
 	.self_size = sizeof(struct mem),
 	.open = mem_open,
 	.close = mem_close,

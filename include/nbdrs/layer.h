@@ -150,6 +150,11 @@ struct layer_ops {
 	 * layer_build took over from kid 0. `err` names the thing and the mend.
 	 */
 	CO_FN int (*open)(struct layer *l, struct err *err);
+	/*
+	 * Last of all, when the instance goes: frees what `self` holds beyond close, options excepted. Also called
+	 * when it was never open. Does not suspend.
+	 */
+	void (*free)(struct layer *l);
 	/* Everything is drained already. Flushes nothing: the caller did. */
 	CO_FN void (*close)(struct layer *l);
 	CO_FN int (*chan_open)(struct chan *c);
@@ -189,7 +194,8 @@ struct layer_ops {
 
 	/*
 	 * On an instance that is not open (options are parsed, kids built but not open): make, look at,
-	 * remove the volume. NULL = kid 0 does it.
+	 * remove the volume. NULL = kid 0 does it. Of a keyed store: the place where objects will be (a folder; fine
+	 * when it is there), and removing it when no object is left in it; size and force mean nothing there.
 	 */
 	CO_FN int (*create)(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err);
 	CO_FN int (*destroy)(struct layer *l, const struct obj *obj, struct err *err);
@@ -265,6 +271,8 @@ struct chain;
  */
 int chain_build(const struct spec *spec, const char *export_name, bool read_only, struct chain **out,
 		struct err *err);
+/* The same with a keyed top: for tests and tools that look at objects. */
+int chain_build_keyed(const struct spec *spec, bool read_only, struct chain **out, struct err *err);
 /* Opens kids first. On error everything that was opened is closed again. */
 CO_FN int chain_open(struct chain *c, struct err *err);
 /* Flushes, closes the channels of all reactors, then the layers. Nothing may be in flight. The flush's result. */
