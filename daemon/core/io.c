@@ -265,30 +265,24 @@ int io_send_full(int fd, const void *buf, size_t len, uint64_t deadline_ns)
 
 ssize_t io_recvmsg(int fd, struct msghdr *msg, uint64_t deadline_ns)
 {
-	for (;;) {
-		ssize_t n = recvmsg(fd, msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-		int rc;
+	ssize_t n;
+	int rc = 0;
 
-		if (n >= 0)
-			return n;
-		rc = after_failure(fd, POLLIN, deadline_ns);
-		if (rc != 0)
-			return rc;
-	}
+	do
+		n = recvmsg(fd, msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && (rc = after_failure(fd, POLLIN, deadline_ns)) == 0);
+	return n < 0 ? rc : n;
 }
 
 ssize_t io_sendmsg(int fd, const struct msghdr *msg, uint64_t deadline_ns)
 {
-	for (;;) {
-		ssize_t n = sendmsg(fd, msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-		int rc;
+	ssize_t n;
+	int rc = 0;
 
-		if (n >= 0)
-			return n;
-		rc = after_failure(fd, POLLOUT, deadline_ns);
-		if (rc != 0)
-			return rc;
-	}
+	do
+		n = sendmsg(fd, msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (n < 0 && (rc = after_failure(fd, POLLOUT, deadline_ns)) == 0);
+	return n < 0 ? rc : n;
 }
 
 int io_accept(int fd)

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "nbdrs/buf.h"
+#include "nbdrs/counter.h"
 
 const struct obj obj_none = { 0 };
 
@@ -59,19 +60,13 @@ const char *const ch_op_names[CH_OPS] = {
 	[CH_PUT] = "put",     [CH_DEL] = "del",	    [CH_LIST] = "list",
 };
 
-/* One writer per channel: no locked instruction needed. */
-static void bump(_Atomic uint64_t *c, uint64_t by)
-{
-	atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + by, memory_order_relaxed);
-}
-
 static int counted(struct chan *c, enum ch_op op, uint64_t bytes, int rc)
 {
-	bump(&c->stats.ops[op], 1);
+	counter_add(&c->stats.ops[op], 1);
 	if (rc == 0)
-		bump(&c->stats.bytes[op], bytes);
+		counter_add(&c->stats.bytes[op], bytes);
 	else if (rc != -ENOTSUP)
-		bump(&c->stats.errors[op], 1);
+		counter_add(&c->stats.errors[op], 1);
 	return rc;
 }
 
@@ -161,7 +156,7 @@ int ch_lend(struct chan *c, struct ext e, struct loan *loan)
 	else
 		return -ENOTSUP;
 	if (rc == 0) {
-		bump(&c->stats.lent, 1);
+		counter_add(&c->stats.lent, 1);
 		(void)counted(c, CH_READ, e.len, 0);
 	}
 	return rc;

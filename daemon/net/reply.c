@@ -15,6 +15,7 @@
 
 #include "net/conn_int.h"
 #include "nbdrs/cleanup.h"
+#include "nbdrs/counter.h"
 #include "nbdrs/log.h"
 
 enum {
@@ -156,22 +157,16 @@ static void build(struct request *r)
 
 /* ---- queueing ---- */
 
-/* One writer, this reactor: no locked instruction needed. */
-static void bump(_Atomic uint64_t *c, uint64_t by)
-{
-	atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + by, memory_order_relaxed);
-}
-
 static void count(const struct request *r)
 {
 	struct export_stats *s = &r->conn->s.export->stats[reactor_index(reactor_self())];
 	unsigned cmd = r->nbd.type < EXPORT_CMDS ? r->nbd.type : NBD_CMD_DISC;
 
-	bump(&s->ops[cmd], 1);
+	counter_add(&s->ops[cmd], 1);
 	if (r->error == NBD_SUCCESS)
-		bump(&s->bytes[cmd], r->nbd.len);
+		counter_add(&s->bytes[cmd], r->nbd.len);
 	else
-		bump(&s->errors[cmd], 1);
+		counter_add(&s->errors[cmd], 1);
 }
 
 static void enqueue(struct request *r)
