@@ -110,7 +110,7 @@ static json_t *words_of_layer(struct layer *l)
 {
 	struct own_words w = { .base = { .add = add_words } };
 
-	if (l->ops->status)
+	if (l->ops->status && l->open_error == 0)
 		l->ops->status(l, &w.base);
 	return w.j;
 }

@@ -13,6 +13,7 @@
 
 #include "nbdrs/buf.h"
 #include "nbdrs/layer.h"
+#include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
 
 struct chain {
@@ -195,6 +196,8 @@ static void take_over_from_kid(struct layer *l)
 
 static CO_FN void layer_close(struct layer *l)
 {
+	if (l->open_error != 0)
+		return;
 	if (l->ops->close != NULL)
 		l->ops->close(l);
 	for (unsigned i = 0; i < l->kids_n; i++)
@@ -215,12 +218,21 @@ static CO_FN int layer_open(struct layer *l, struct err *err)
 	return rc;
 }
 
+/* What is wrong with the chain's text or with us, another time would not mend. */
+static bool is_missable(const struct layer *l, int rc)
+{
+	return l->ops->may_miss_kids && rc != -EINVAL && rc != -ENOMEM;
+}
+
 int layer_kids_open(struct layer *l, struct err *err)
 {
 	for (unsigned i = 0; i < l->kids_n; i++) {
 		int rc = layer_open(l->kids[i], err);
 
-		if (rc == 0)
+		l->kids[i]->open_error = is_missable(l, rc) ? rc : 0;
+		if (l->kids[i]->open_error != 0)
+			log_warn("kid can't be opened layer=%s kid=%u error=\"%s\"", l->ops->name, i, err->msg);
+		if (rc == 0 || l->kids[i]->open_error != 0)
 			continue;
 		while (i > 0)
 			layer_close(l->kids[--i]);
@@ -233,6 +245,15 @@ void layer_kids_close(struct layer *l)
 {
 	for (unsigned i = l->kids_n; i > 0; i--)
 		layer_close(l->kids[i - 1]);
+}
+
+int layer_kid_open(struct layer *l, unsigned i, struct err *err)
+{
+	int rc = layer_open(l->kids[i], err);
+
+	/* Release, by default: who sees it open sees all that open did. */
+	l->kids[i]->open_error = rc;
+	return rc;
 }
 
 int chain_open(struct chain *c, struct err *err)
@@ -258,20 +279,42 @@ static CO_FN void chan_close(struct chan *c)
 	free(c);
 }
 
+static CO_FN int chan_new(struct layer *l, struct chan **out);
+
+int chan_kid(struct chan *c, unsigned i, struct chan **out)
+{
+	struct chan *kid = c->kids[i];
+	int rc = 0;
+
+	if (kid == NULL) {
+		if (c->layer->kids[i]->open_error != 0)
+			return -ENXIO;
+		rc = chan_new(c->layer->kids[i], &kid);
+		if (rc == 0)
+			c->kids[i] = kid;
+	}
+	if (rc == 0)
+		*out = kid;
+	return rc;
+}
+
 static CO_FN int chan_new(struct layer *l, struct chan **out)
 {
-	struct chan *c = calloc(1, sizeof(*c));
+	struct chan *c = calloc(1, sizeof(*c)), *kid;
 	int rc = 0;
 
 	if (c == NULL)
 		return -ENOMEM;
 	c->layer = l;
-	c->kids = calloc(l->kids_n + 1U, sizeof(struct chan *));
+	c->kids = calloc(l->kids_n + 1U, sizeof(*c->kids));
 	c->self = calloc(1, MAX(l->ops->chan_size, 1U));
 	if (c->kids == NULL || c->self == NULL)
 		rc = -ENOMEM;
-	for (unsigned i = 0; i < l->kids_n && rc == 0; i++)
-		rc = chan_new(l->kids[i], &c->kids[i]);
+	for (unsigned i = 0; i < l->kids_n && rc == 0; i++) {
+		rc = chan_kid(c, i, &kid);
+		if (rc != 0 && l->kids[i]->open_error != 0)
+			rc = 0; /* may be missed */
+	}
 	if (rc == 0 && l->ops->chan_open != NULL)
 		rc = l->ops->chan_open(c);
 	if (rc == 0) {
@@ -378,7 +421,7 @@ static void each(struct layer *l, unsigned depth, struct chan **chans, unsigned 
 		if (chans[i] != NULL)
 			sum_stats(&sum, &chans[i]->stats);
 	fn(arg, l, depth, &sum);
-	if (l->kids_n == 0)
+	if (l->kids_n == 0 || l->open_error != 0)
 		return;
 	below = calloc(MAX(n, 1U), sizeof(struct chan *));
 	if (below == NULL)

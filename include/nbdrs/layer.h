@@ -141,6 +141,7 @@ struct layer_ops {
 	bool takes_target;		 /* name:TARGET, the rest verbatim */
 	bool is_store;			 /* ends a chain */
 	bool keyed_kids;		 /* its kids are keyed; a filter's are when it is keyed itself */
+	bool may_miss_kids;		 /* a kid that can't be reached stays closed (open_error); layer_kid_open tries again */
 	const struct layer_ops *keyed;	 /* of a store: what stands in its place where objects are wanted */
 	uint16_t self_size, chan_size;
 	uint8_t min_kids, max_kids;
@@ -246,13 +247,19 @@ struct layer {
 	uint32_t min_io;	    /* power of two; requests are padded to it (read-modify-write) */
 	uint32_t pref_io;	    /* power of two, >= 512 */
 	uint32_t max_io;	    /* of read and write; larger ones are split */
+	/*
+	 * Why this kid of a layer that may_miss_kids is closed; 0 = open. Its parent calls nothing below it meanwhile,
+	 * and its channels are NULL.
+	 */
+	_Atomic int open_error;
 	struct rangelock rmw;	    /* used when min_io > 1 */
 	void *self;		    /* ops->self_size bytes, zeroed */
 };
 
 struct chan {
 	struct layer *layer;
-	struct chan **kids;	    /* layer->kids_n of them */
+	/* layer->kids_n of them. NULL: the kid was closed when this was opened; chan_kid opens it later. */
+	_Atomic(struct chan *) *kids;
 	struct ch_stats stats;
 	/*
 	 * Set by a store that was told to come back later (HTTP's Retry-After), ns of the monotonic clock: who
@@ -328,6 +335,12 @@ CO_FN int layer_chan_open(struct layer *l, struct chan **out);
 CO_FN void layer_chan_close(struct chan *c);
 CO_FN int layer_kids_open(struct layer *l, struct err *err);
 CO_FN void layer_kids_close(struct layer *l);
+/*
+ * Of a layer that may_miss_kids, later: tries again to open kid `i`, which has an open_error; and this reactor's
+ * channel of kid `i`, opened if it was not (one fiber of the reactor at a time). -ENXIO when the kid is closed.
+ */
+CO_FN int layer_kid_open(struct layer *l, unsigned i, struct err *err);
+CO_FN int chan_kid(struct chan *c, unsigned i, struct chan **out);
 
 /*
  * The one place that knows whether trying again may help: time-outs, resets, a server that is down, overloaded or
