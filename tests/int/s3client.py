@@ -56,15 +56,14 @@ class S3:
     def __exit__(self, *_):
         self.close()
 
-    def headers(self, method, path, query, body, extra):
-        """What to send beside Content-Length, signed."""
+    def headers(self, method, path, query, digest, extra):
+        """What to send beside Content-Length, signed; path and query as they are sent."""
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         day = now[:8]
-        digest = hashlib.sha256(body).hexdigest() if body else EMPTY
         h = {"host": self.host, "x-amz-date": now, "x-amz-content-sha256": digest}
         h.update({name.lower(): value for name, value in extra.items()})
         names = ";".join(sorted(h))
-        canonical = "\n".join([method, quote(path), query, *(f"{n}:{h[n]}" for n in sorted(h)), "", names, digest])
+        canonical = "\n".join([method, path, query, *(f"{n}:{h[n]}" for n in sorted(h)), "", names, digest])
         scope = f"{day}/{self.region}/s3/aws4_request"
         text = "\n".join(["AWS4-HMAC-SHA256", now, scope, hashlib.sha256(canonical.encode()).hexdigest()])
         key = ("AWS4" + self.secret).encode()
@@ -74,11 +73,26 @@ class S3:
                               f"Signature={sign(key, text).hex()}")
         return h
 
+    def sign_again(self, raw):
+        """A request's head, as bytes, signed anew by us for now: of a client whose clock is wrong."""
+        first, *rest = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
+        method, target, version = first.split(" ")
+        path, _, query = target.partition("?")
+        query = "&".join(sorted(p if "=" in p else p + "=" for p in query.split("&") if p))
+        kept = dict(line.split(":", 1) for line in rest)
+        kept = {name.lower(): value.strip() for name, value in kept.items()}
+        digest = kept.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")
+        signed = {n: v for n, v in kept.items() if n.startswith("x-amz-") and n != "x-amz-date"}
+        signed = self.headers(method, path, query, digest, signed)
+        sent = {n: v for n, v in kept.items() if n not in signed} | signed
+        return "\r\n".join([first, *(f"{n}: {v}" for n, v in sent.items()), "", ""]).encode("latin-1")
+
     def ask(self, method, path, query=(), body=b"", headers=None):
         """One request: (status, headers, body). Once more on a connection that had been closed meanwhile."""
         line = "&".join(f"{urllib.parse.quote(k, safe='-._~')}={urllib.parse.quote(v, safe='-._~')}"
                         for k, v in sorted(query))
-        h = self.headers(method, path, line, body, headers or {})
+        digest = hashlib.sha256(body).hexdigest() if body else EMPTY
+        h = self.headers(method, quote(path), line, digest, headers or {})
         for last in (False, True):
             try:
                 self.conn.request(method, quote(path) + ("?" + line if line else ""), body or None, h)
