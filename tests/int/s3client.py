@@ -74,7 +74,7 @@ class S3:
         return h
 
     def sign_again(self, raw):
-        """A request's head, as bytes, signed anew by us for now: of a client whose clock is wrong."""
+        """A request's head, as bytes, signed anew with the right time: of a client whose clock is wrong."""
         first, *rest = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
         method, target, version = first.split(" ")
         path, _, query = target.partition("?")
