@@ -13,9 +13,7 @@
  *
  * Nothing here may block the reactor on the disk, and nothing that is in memory should pay for a detour:
  *	reads	preadv2(RWF_NOWAIT), and the engine for what was not cached; or lent from a mapping (filemap.h);
- *	writes	pwritev into the page cache at once. That may stall when the kernel throttles writers: one that
- *		took longer than SLOW_NS sends all writes of the next SLOW_PERIOD_NS through the engine.
- *		A write to part of a page goes the long way unless that page is in memory.
+ *	writes	pwritev into the page cache at once, where that is likely not to wait (file_io.c).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -35,33 +33,11 @@
 #include "nbdrs/io.h"
 #include "nbdrs/reactor.h"
 
-#define SLOW_NS UINT64_C(1000000)
-#define SLOW_PERIOD_NS UINT64_C(100000000)
-enum { PAGE = 4096 };
-
 struct file_chan {
 	struct filemap *map; /* NULL = does not lend */
 };
 
 /* ---- read ---- */
-
-/* Bytes read without waiting, 0 when none. */
-static size_t read_cached(struct file *f, struct ext e, const struct iov *iov)
-{
-	ssize_t n;
-
-	if (!atomic_load_explicit(&f->can_nowait, memory_order_relaxed)) {
-		if (!f->is_tmpfs)
-			return 0;
-		/* Memory, but without RWF_NOWAIT on this kernel. */
-		n = preadv(f->fd, iov->v, (int)iov->n, (off_t)e.off);
-	} else {
-		n = preadv2(f->fd, iov->v, (int)iov->n, (off_t)e.off, RWF_NOWAIT);
-		if (n < 0 && (errno == EOPNOTSUPP || errno == EINVAL))
-			atomic_store_explicit(&f->can_nowait, false, memory_order_relaxed);
-	}
-	return n > 0 ? (size_t)n : 0;
-}
 
 /* O_DIRECT wants aligned memory; what comes out of receive buffers is not. */
 static bool is_mem_aligned(const struct iov *iov, uint32_t to)
@@ -101,7 +77,7 @@ static CO_FN int file_read(struct chan *c, struct ext e, const struct iov *iov, 
 	(void)fl;
 	if (f->direct_align)
 		return read_direct(f, e, iov);
-	done = read_cached(f, e, iov);
+	done = file_io_read_cached(&f->io, f->fd, e, iov);
 	if (likely(done == e.len))
 		return 0;
 	rest = iov_slice(iov, done, e.len - done, store, IOV_SLICE_MAX);
@@ -123,45 +99,6 @@ static void count_write(struct file *f)
 	atomic_fetch_add_explicit(&f->written, 1, memory_order_release);
 }
 
-static bool is_page_cached(const struct file *f, uint64_t off)
-{
-	char byte;
-	struct iovec v = { &byte, 1 };
-
-	return preadv2(f->fd, &v, 1, (off_t)off, RWF_NOWAIT) == 1;
-}
-
-/* Can it go straight into the page cache, without reading from the disk first? */
-static bool can_write_inline(struct file *f, struct ext e)
-{
-	uint64_t end = e.off + e.len;
-
-	if (f->is_tmpfs)
-		return true;
-	if (atomic_load_explicit(&f->slow_until, memory_order_relaxed) > reactor_now())
-		return false;
-	return ((e.off & (PAGE - 1)) == 0 || is_page_cached(f, e.off)) &&
-	       ((end & (PAGE - 1)) == 0 || is_page_cached(f, end - 1));
-}
-
-/* Bytes written, or -errno. */
-static ssize_t write_inline(struct file *f, struct ext e, const struct iov *iov)
-{
-	uint64_t before = now_ns();
-	uint64_t after;
-	ssize_t n;
-
-	do
-		n = pwritev(f->fd, iov->v, (int)iov->n, (off_t)e.off);
-	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return -errno;
-	after = now_ns();
-	if (unlikely(after - before > SLOW_NS + e.len)) /* allow 1 GB/s for large ones */
-		atomic_store_explicit(&f->slow_until, after + SLOW_PERIOD_NS, memory_order_relaxed);
-	return n;
-}
-
 static CO_FN int write_direct(struct file *f, struct ext e, const struct iov *iov, int rwf)
 {
 	struct iovec v;
@@ -180,23 +117,6 @@ static CO_FN int write_direct(struct file *f, struct ext e, const struct iov *io
 	return rc;
 }
 
-static CO_FN int write_buffered(struct file *f, struct ext e, const struct iov *iov, int rwf)
-{
-	struct iovec store[IOV_SLICE_MAX];
-	struct iov rest = *iov;
-	ssize_t done = 0;
-
-	if (rwf == 0 && can_write_inline(f, e)) {
-		done = write_inline(f, e, iov);
-		if (done < 0)
-			return (int)done;
-		if (likely((size_t)done == e.len))
-			return 0;
-		rest = iov_slice(iov, (size_t)done, e.len - (size_t)done, store, IOV_SLICE_MAX);
-	}
-	return io_pwrite_full(f->fd, rest.v, rest.n, e.off + (uint64_t)done, rwf);
-}
-
 static CO_FN int file_write(struct chan *c, struct ext e, const struct iov *iov, unsigned fl)
 {
 	struct file *f = c->layer->self;
@@ -205,7 +125,7 @@ static CO_FN int file_write(struct chan *c, struct ext e, const struct iov *iov,
 
 	if (rwf && atomic_load(&f->sync_error) != 0)
 		return atomic_load(&f->sync_error);
-	rc = f->direct_align ? write_direct(f, e, iov, rwf) : write_buffered(f, e, iov, rwf);
+	rc = f->direct_align ? write_direct(f, e, iov, rwf) : file_io_write(&f->io, f->fd, e, iov, rwf);
 	/* Counted when it failed too: part of it may be in the page cache. */
 	count_write(f);
 	if (rwf && rc == -EIO) {
@@ -272,35 +192,16 @@ static CO_FN int file_flush(struct chan *c)
 
 /* ---- zero and trim ---- */
 
-static bool means_cannot(int rc)
-{
-	return rc == -EOPNOTSUPP || rc == -ENOSYS || rc == -ENOTTY;
-}
-
-/* Tries one mode of fallocate and remembers when the medium cannot do it. */
-static CO_FN int deallocate(struct file *f, _Atomic bool *can, int mode, struct ext e)
-{
-	int rc;
-
-	if (!atomic_load_explicit(can, memory_order_relaxed))
-		return -ENOTSUP;
-	rc = io_fallocate(f->fd, mode | FALLOC_FL_KEEP_SIZE, e.off, e.len);
-	if (!means_cannot(rc))
-		return rc;
-	atomic_store_explicit(can, false, memory_order_relaxed);
-	return -ENOTSUP;
-}
-
 static CO_FN int file_zero(struct chan *c, struct ext e, unsigned fl)
 {
 	struct file *f = c->layer->self;
 	int rc = -ENOTSUP;
 
 	if (fl & IO_PUNCH)
-		rc = deallocate(f, &f->can_punch, FALLOC_FL_PUNCH_HOLE, e);
+		rc = file_io_deallocate(&f->io, f->fd, FALLOC_FL_PUNCH_HOLE, e);
 	/* A block device may write zeroes for ZERO_RANGE: right, but not fast. */
 	if (rc == -ENOTSUP && !(f->is_block && fl & IO_FAST))
-		rc = deallocate(f, &f->can_zero_range, FALLOC_FL_ZERO_RANGE, e);
+		rc = file_io_deallocate(&f->io, f->fd, FALLOC_FL_ZERO_RANGE, e);
 	if (rc == -ENOTSUP)
 		return rc;
 	count_write(f);
@@ -328,10 +229,10 @@ static CO_FN int file_trim(struct chan *c, struct ext e, unsigned fl)
 		struct discard d = { f->fd, { e.off, e.len } };
 
 		rc = offload(discard_task, &d);
-		if (means_cannot(rc))
+		if (file_io_means_cannot(rc))
 			rc = 0;
 	} else {
-		rc = deallocate(f, &f->can_punch, FALLOC_FL_PUNCH_HOLE, e);
+		rc = file_io_deallocate(&f->io, f->fd, FALLOC_FL_PUNCH_HOLE, e);
 		if (rc == -ENOTSUP)
 			rc = 0; /* trim is advice */
 	}
@@ -341,78 +242,18 @@ static CO_FN int file_trim(struct chan *c, struct ext e, unsigned fl)
 
 /* ---- map and cache ---- */
 
-struct map_task {
-	int fd;
-	struct ext e;
-	struct extmap *m;
-};
-
-/* lseek may read extents from the disk, so this runs on the pool. */
-static int map_task(void *arg)
-{
-	struct map_task *t = arg;
-	uint64_t end = t->e.off + t->e.len;
-
-	for (uint64_t at = t->e.off; at < end;) {
-		off_t data = lseek(t->fd, (off_t)at, SEEK_DATA);
-		off_t hole;
-
-		if (data < 0 && errno == ENXIO)
-			data = (off_t)end; /* a hole up to the end of the file */
-		if (data < 0)
-			return -errno;
-		if ((uint64_t)data > at) {
-			uint64_t len = MIN((uint64_t)data, end) - at;
-
-			if (!extmap_add(t->m, len, EXTENT_HOLE | EXTENT_ZERO))
-				return 0;
-			at += len;
-			continue;
-		}
-		hole = lseek(t->fd, (off_t)at, SEEK_HOLE);
-		if (hole < 0)
-			return -errno;
-		if ((uint64_t)hole <= at)
-			return -EIO; /* the file changes under us faster than we can look */
-		if (!extmap_add(t->m, MIN((uint64_t)hole, end) - at, 0))
-			return 0;
-		at = MIN((uint64_t)hole, end);
-	}
-	return 0;
-}
-
 static CO_FN int file_map(struct chan *c, struct ext e, struct extmap *m)
 {
 	const struct file *f = c->layer->self;
-	struct map_task t = { f->fd, e, m };
-	int rc = offload(map_task, &t);
 
-	/* Some file systems know no holes: then all is data, which is always a true answer. */
-	if (rc != 0 && m->n == 0) {
-		(void)extmap_add(m, e.len, 0);
-		rc = 0;
-	}
-	return rc;
-}
-
-struct cache_task {
-	int fd;
-	struct ext e;
-};
-
-static int cache_task(void *arg)
-{
-	struct cache_task *t = arg;
-
-	return -posix_fadvise(t->fd, (off_t)t->e.off, (off_t)t->e.len, POSIX_FADV_WILLNEED);
+	return file_io_map(f->fd, e, m);
 }
 
 static CO_FN int file_cache(struct chan *c, struct ext e)
 {
 	const struct file *f = c->layer->self;
-	struct cache_task t = { f->fd, e };
 
-	return f->direct_align ? 0 : offload(cache_task, &t);
+	return f->direct_align ? 0 : file_io_bring(f->fd, e);
 }
 
 /* ---- life ---- */
@@ -511,6 +352,7 @@ static const struct opt file_opts[] = {
 const struct layer_ops file_layer = {
 	.name = "file",
 	.help = "a regular file or a block device",
+	.keyed = &file_store_layer,
 	.opts = file_opts,
 	.takes_target = true,
 	.is_store = true,

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "layer/file_io.h"
 #include "nbdrs/co.h"
 #include "nbdrs/layer.h"
 
@@ -27,14 +28,11 @@ struct file {
 	 * description: on one of their own, flushes hear of it also when a FUA write heard it first.
 	 */
 	int sync_fd;
-	bool is_block, is_tmpfs, is_ro;
+	bool is_block, is_ro;
 	bool has_holes;        /* when it was opened */
 	uint32_t direct_align; /* 0 = buffered */
 
-	/* Learned on the way; each goes from true to false once. */
-	_Atomic bool can_nowait, can_punch, can_zero_range;
-	/* Inline writes took long: until then (ns) they go through the engine. */
-	_Atomic uint64_t slow_until;
+	struct file_io io;
 	/* Writes answered so far, and how many of them the last good fdatasync covers. */
 	_Atomic uint64_t written, synced;
 	_Atomic bool was_synced;

@@ -2,26 +2,20 @@
 /*
  * Finding, opening, locking, making and removing the file of layer `file`. All of this blocks and runs on
  * the offload pool.
- *
- * One writer: an open file description lock (fcntl(2), F_OFD_SETLK) on the whole file, exclusive for
- * writing and shared for reading. It goes with the descriptor, so a crash never leaves it behind, and it
- * meets QEMU's image locks, which are of the same kind.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
 #include <linux/fs.h>
-#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "layer/file_int.h"
+#include "layer/file_lock.h"
 #include "nbdrs/buf.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/log.h"
@@ -49,113 +43,6 @@ int file_path(const struct layer *l, char **out, struct err *err)
 	if (asprintf(out, "%s%s", target, l->export_name) < 0)
 		return err_set(err, -ENOMEM, "out of memory");
 	return 0;
-}
-
-/* ---- who holds the lock ---- */
-
-enum { LOCK_WAIT_MS = 3000, LOCK_PAUSE_MS = 20 };
-
-/* Does this /proc/PID/fdinfo file list a lock on inode `ino`? The line ends in " MAJ:MIN:INODE START END". */
-static bool fdinfo_has_lock(const char *path, ino_t ino)
-{
-	_cleanup_free_ char *line = NULL;
-	FILE *f = fopen(path, "re");
-	bool found = false;
-	size_t room = 0;
-	char want[32];
-
-	if (f == NULL)
-		return false;
-	(void)snprintf(want, sizeof(want), ":%ju ", (uintmax_t)ino);
-	while (!found && getline(&line, &room, f) > 0)
-		found = strncmp(line, "lock:", 5) == 0 && strstr(line, want) != NULL;
-	(void)fclose(f);
-	return found;
-}
-
-static bool process_has_lock(const char *pid, ino_t ino)
-{
-	char dir[64], path[340];
-	struct dirent *d;
-	bool found = false;
-	DIR *fds;
-
-	(void)snprintf(dir, sizeof(dir), "/proc/%.20s/fdinfo", pid);
-	fds = opendir(dir);
-	if (fds == NULL)
-		return false;
-	while (!found && (d = readdir(fds)) != NULL) {
-		(void)snprintf(path, sizeof(path), "%s/%s", dir, d->d_name);
-		found = d->d_name[0] != '.' && fdinfo_has_lock(path, ino);
-	}
-	(void)closedir(fds);
-	return found;
-}
-
-/* "process 4711 (qemu-nbd)". False, and "another process", when there is none to be seen. */
-static bool name_holder(ino_t ino, char *out, size_t len)
-{
-	DIR *proc = opendir("/proc");
-	bool found = false;
-	struct dirent *d;
-
-	(void)snprintf(out, len, "another process");
-	while (proc != NULL && (d = readdir(proc)) != NULL) {
-		char path[64], comm[64] = "";
-		ssize_t n = 0;
-		int fd;
-
-		if (d->d_name[0] < '1' || d->d_name[0] > '9' || !process_has_lock(d->d_name, ino))
-			continue;
-		(void)snprintf(path, sizeof(path), "/proc/%.20s/comm", d->d_name);
-		fd = open(path, O_RDONLY | O_CLOEXEC);
-		if (fd >= 0) {
-			n = read(fd, comm, sizeof(comm) - 1);
-			(void)close(fd);
-		}
-		comm[strcspn(comm, "\n")] = '\0';
-		if (strtol(d->d_name, NULL, 10) == getpid())
-			(void)snprintf(out, len, "another export of this daemon");
-		else
-			(void)snprintf(out, len, "process %.20s%s%s%s", d->d_name, n > 0 ? " (" : "", comm,
-				       n > 0 ? ")" : "");
-		found = true;
-		break;
-	}
-	if (proc != NULL)
-		(void)closedir(proc);
-	return found;
-}
-
-static int lock(int fd, bool is_ro, const char *path, struct err *err)
-{
-	struct flock fl = { .l_type = is_ro ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
-	struct stat st;
-	char holder[128] = "another process";
-	int waited_ms = 0;
-
-	/*
-	 * A killed daemon's ring keeps its files for some milliseconds more: a lock that no process is seen to
-	 * hold is waited for.
-	 */
-	for (;;) {
-		if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
-			return 0;
-		if (errno != EAGAIN && errno != EACCES)
-			break;
-		if ((fstat(fd, &st) == 0 && name_holder(st.st_ino, holder, sizeof(holder))) ||
-		    waited_ms >= LOCK_WAIT_MS)
-			return err_set(err, -EBUSY, "%s is in use by %s; %s", path, holder,
-				       is_ro ? "it has it open for writing" :
-					       "stop that first, or serve it read-only there and here");
-		(void)usleep(LOCK_PAUSE_MS * 1000);
-		waited_ms += LOCK_PAUSE_MS;
-	}
-	if (errno == ENOLCK || errno == EOPNOTSUPP) {
-		log_warn("no locks on this file system, nothing keeps a second writer out file=%s", path);
-		return 0;
-	}
-	return err_set(err, -errno, "%s: cannot lock: %s", path, strerror(errno));
 }
 
 /* ---- open ---- */
@@ -231,15 +118,6 @@ static int find_size(const struct file *f, int fd, const struct stat *st, uint64
 			       : "");
 }
 
-/* Is RWF_NOWAIT known for this file? One byte is enough to tell; -EAGAIN means it is. */
-static bool knows_nowait(int fd)
-{
-	char byte;
-	struct iovec v = { &byte, 1 };
-
-	return preadv2(fd, &v, 1, 0, RWF_NOWAIT) >= 0 || errno == EAGAIN;
-}
-
 /* mincore tells the truth only to who owns the file or may write it (mincore(2)). */
 static bool may_lend(const struct file *f, const struct stat *st)
 {
@@ -248,7 +126,6 @@ static bool may_lend(const struct file *f, const struct stat *st)
 
 static int set_up(struct layer *l, struct file *f, struct err *err)
 {
-	struct statfs fs;
 	struct stat st;
 	int rc;
 
@@ -258,13 +135,11 @@ static int set_up(struct layer *l, struct file *f, struct err *err)
 	rc = find_size(f, f->fd, &st, &l->size, err);
 	if (rc != 0)
 		return rc;
-	rc = lock(f->fd, f->is_ro, f->path, err);
+	rc = file_lock(f->fd, LOCK_OFD, f->is_ro, f->path, err);
 	if (rc != 0)
 		return rc;
-	f->is_tmpfs = fstatfs(f->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+	file_io_init(&f->io, f->fd, false);
 	f->has_holes = !f->is_block && (uint64_t)st.st_blocks * 512 < l->size;
-	f->can_nowait = knows_nowait(f->fd);
-	f->can_punch = f->can_zero_range = true;
 	f->direct_align = f->opt_direct ? find_direct_align(f->fd, f->is_block) : 0;
 	if (f->direct_align && l->size % f->direct_align)
 		return err_set(err, -EINVAL, "%s: its size %ju is no multiple of %u, which direct needs; leave out "
@@ -376,7 +251,7 @@ static int create_on(int fd, const char *path, bool is_new, const struct file_ta
 	uint64_t old;
 	int rc;
 
-	rc = lock(fd, false, path, t->err);
+	rc = file_lock(fd, LOCK_OFD, false, path, t->err);
 	if (rc != 0)
 		return rc;
 	if (fstat(fd, &st) != 0)
@@ -441,7 +316,7 @@ int file_destroy_task(void *task)
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return err_set(t->err, -errno, "%s: %s", path, strerror(errno));
-	rc = lock(fd, false, path, t->err);
+	rc = file_lock(fd, LOCK_OFD, false, path, t->err);
 	if (rc != 0)
 		return rc;
 	if (fstat(fd, &st) != 0)
