@@ -27,8 +27,8 @@
  *
  * Promises: flush, FUA, trim and crash are those of the layer below; nothing is held back here. Several
  * connections see each other's answered writes. Somebody else who writes to the same store, past this
- * daemon, is seen late, by up to STALE_MS and TIDY_MS together. An error of a fetch is nobody's: the reads that it was for ask
- * again and get their own; for a while nothing is fetched ahead then.
+ * daemon, is seen late, by up to STALE_MS and TIDY_MS together. An error of a fetch is nobody's: the reads
+ * that it was for ask again and get their own; for a while nothing is fetched ahead then.
  *
  * Memory: `mem` at most, given back when nothing was read ahead for some seconds. Locks: one mutex per
  * instance, held for a search of a few steps; the store is four orders of magnitude slower. Random writers
@@ -273,6 +273,7 @@ static struct piece *plan_gaps(struct chan *c, uint64_t at, uint64_t must, uint6
 			to = MIN(to, next->from);
 		if (to > goal && at >= must)
 			break;
+		to = MIN(to, goal);
 		p = piece_new(t, at, to, now);
 		if (!p)
 			break;

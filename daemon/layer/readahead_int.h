@@ -92,12 +92,14 @@ bool pieces_tidy(struct pieces *t, uint64_t before_ns);
 
 /* --- Streams ---------------------------------------------------------------------------------- */
 
-enum { CANDIDATES = 32 }; /* so many random reads may come between two of a young stream */
+enum { CANDIDATE_MAX = 8 }; /* requests of a candidate; what takes longer may be chance */
+enum { CANDIDATES = 32 };   /* so many random reads may come between two of a young stream */
 
 /* Requests near each other that may become a stream. */
 struct candidate {
 	uint64_t lo, hi; /* they lie in [lo, hi) */
 	uint64_t bytes;  /* sum of their lengths */
+	uint64_t offs[CANDIDATE_MAX];
 	unsigned n, ups; /* requests; those that moved hi */
 	uint64_t last;   /* tick of the last one; 0 = free */
 };

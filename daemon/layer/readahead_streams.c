@@ -6,8 +6,7 @@
  * connections. So neither "begins where the last one ended" nor one reactor's view will do. A request joins the
  * candidate near which it lies; when the requests of a candidate cover most of the ground between the lowest and
  * the highest of them, and at least two of them have moved its upper end, it is a stream. Random reads may lie
- * near each other, but do not cover the ground; rereading covers it, but moves no end; reading backwards moves
- * the other one.
+ * near each other, but do not cover the ground; rereading is not counted; reading backwards moves the other end.
  *
  *	free -> candidate -> stream      covers the ground
  *	          |   ^        |
@@ -25,7 +24,6 @@
 enum {
 	KI = 1024,
 	REQUESTS_MIN = 3, /* of a stream */
-	REQUESTS_MAX = 8, /* of a candidate; more than that by chance would prove nothing */
 	NEAR_MIN = 256 * KI,
 	NEAR_MAX = 8192 * KI,
 	REVIEW = 1024 * KI, /* a stream that moved so far is looked at again */
@@ -145,15 +143,24 @@ static struct candidate *candidate_find(struct streams *t, uint64_t off, uint64_
 
 static void candidate_begin(struct candidate *c, uint64_t off, uint64_t len, uint64_t tick)
 {
-	*c = (struct candidate){ .lo = off, .hi = off + len, .bytes = len, .n = 1, .last = tick };
+	*c = (struct candidate){
+		.lo = off, .hi = off + len, .bytes = len, .offs[0] = off, .n = 1, .last = tick
+	};
 }
 
 static void candidate_join(struct candidate *c, uint64_t off, uint64_t len, uint64_t tick)
 {
-	if (c->n == REQUESTS_MAX) {
+	for (unsigned i = 0; i < c->n; i++) {
+		if (c->offs[i] == off) { /* once more: no new ground */
+			c->last = tick;
+			return;
+		}
+	}
+	if (c->n == CANDIDATE_MAX) {
 		candidate_begin(c, off, len, tick);
 		return;
 	}
+	c->offs[c->n] = off;
 	c->ups += off + len > c->hi;
 	c->lo = MIN(c->lo, off);
 	c->hi = MAX(c->hi, off + len);
