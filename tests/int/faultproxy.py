@@ -22,7 +22,8 @@ Faults, with what they take (bytes count from the body's first):
     truncate at                 the connection ends in order after `at` bytes of the answer's body
     corrupt at                  one bit of the answer's body at `at` is turned
     corrupt_request at          one bit of the request's body
-    status code, retry_after    that answer (retry_after None: without the header); the server sees nothing
+    status code, retry_after    that answer (retry_after None: without the header); the server sees nothing;
+                                body and headers may be given, too
     length by                   Content-Length of the answer is wrong by `by`, then the connection ends
     lost                        the server has done it, the answer is dropped and the connection reset
     garbage                     something that is not HTTP
@@ -51,10 +52,12 @@ SKEW_MAX_S = 900  # what S3 servers tolerate
 
 
 class Fault:
-    def __init__(self, kind, at=0, seconds=0.0, rate=0, code=503, retry_after=None, by=0):
+    def __init__(self, kind, at=0, seconds=0.0, rate=0, code=503, retry_after=None, by=0,
+                 body=None, headers=None):
         assert kind in KINDS, kind
         self.kind, self.at, self.seconds, self.rate = kind, at, seconds, rate
         self.code, self.retry_after, self.by = code, retry_after, by
+        self.body, self.headers = body, headers or {}
 
     def __repr__(self):
         return self.kind if self.kind != "status" else str(self.code)
@@ -361,7 +364,11 @@ class Link:
         head = f"HTTP/1.1 {fault.code} {name}\r\nContent-Type: application/xml"
         if fault.retry_after is not None:
             head += f"\r\nRetry-After: {fault.retry_after}"
-        await self.answer(request, head, f"<Error><Code>{name}</Code><Message>as told</Message></Error>".encode())
+        head += "".join(f"\r\n{k}: {v}" for k, v in fault.headers.items())
+        body = fault.body
+        if body is None:
+            body = f"<Error><Code>{name}</Code><Message>as told</Message></Error>".encode()
+        await self.answer(request, head, body)
 
     async def check_clock(self, request, raw):
         """The head for the real server, None when the request was refused."""

@@ -104,13 +104,14 @@ class Daemon:
     the control socket. Usable in a `with`; leaving it stops the daemon and insists on a clean exit.
     `shell` is run by sh before the daemon takes its place, `fd` is passed on as descriptor 3; `wrap` is a
     list of words before the command line, of a program that executes what follows;
-    listen=False leaves out all listeners. With ready=False it returns at once: see wait() and .text().
+    `env` is its whole environment; listen=False leaves out all listeners. With ready=False it returns at
+    once: see wait() and .text().
     """
 
     running = []
 
     def __init__(self, exports, args=(), tcp=False, shell=None, fd=None, listen=True, ready=True,
-                 wrap=()):
+                 wrap=(), env=None):
         self.dir = temp_dir()
         self.unix = os.path.join(self.dir, "nbd.sock")
         self.control = os.path.join(self.dir, "ctl.sock")
@@ -130,7 +131,7 @@ class Daemon:
         self.argv = [*wrap, *self.argv]
         self.process = subprocess.Popen(
             self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            pass_fds=() if fd is None else (fd,))
+            env=env, pass_fds=() if fd is None else (fd,))
         Daemon.running.append(self)
         self.reader = threading.Thread(target=self.read_log, daemon=True)
         self.reader.start()
