@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Keyed stores, and the layers that pass objects on, against one conformance suite; and each one's own promises.
+ *
+ *	test_stores [PATTERN]
+ *	NBDRS_STORE='s3:http://...' test_stores		the suite only, over that chain ("@" stands for a folder)
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "conform_store.h"
+#include "conformance.h"
+#include "nbdrs/cleanup.h"
+
+static const struct store_what chains[] = {
+	{ .text = "mem" },
+	{ .text = "mem[partial=off]" },
+	{ .text = "file:@/objects/", .in_memory = true },
+	{ .text = "file:@/objects", .few = 10 },
+	{ .text = "delay[read=50us,write=100us,flush=50us,jitter=100us]:mem", .few = 4 },
+};
+
+/* One case over one chain: the state of one test. */
+struct job {
+	const struct store_what *what;
+	const struct store_case *c;
+};
+
+static void test_job(void **state)
+{
+	const struct job *job = *state;
+	const char *failure = store_with(job->what, job->c->fn);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+enum { TESTS_MAX = 512 };
+
+static struct CMUnitTest tests[TESTS_MAX];
+static struct job jobs[TESTS_MAX];
+static char names[TESTS_MAX][160];
+
+static unsigned add_suite(unsigned n, const struct store_what *what)
+{
+	for (const struct store_case *c = store_cases; c->name; c++) {
+		if (what->only && strcmp(what->only, c->name) != 0)
+			continue;
+		assert_true(n < TESTS_MAX);
+		jobs[n] = (struct job){ what, c };
+		(void)snprintf(names[n], sizeof(names[n]), "%s: %s",
+			       getenv("NBDRS_STORE") ? "store" : what->text, c->name);
+		tests[n] = (struct CMUnitTest){ .name = names[n],
+						.test_func = test_job,
+						.initial_state = &jobs[n] };
+		n++;
+	}
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct CMUnitTest own[] = {
+		{ 0 },
+	};
+	static struct store_what given;
+	unsigned n = 0;
+	int failed;
+
+	given.text = getenv("NBDRS_STORE");
+	if (given.text) {
+		given.few = 10;
+		n = add_suite(n, &given);
+	} else {
+		for (unsigned i = 0; i < ARRAY_LEN(chains); i++)
+			n = add_suite(n, &chains[i]);
+		for (unsigned i = 0; i < ARRAY_LEN(own) && own[i].name; i++)
+			tests[n++] = own[i];
+	}
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]); /* a pattern with * and ? */
+	conform_start();
+	failed = _cmocka_run_group_tests("stores", tests, n, NULL, NULL);
+	conform_stop();
+	return failed;
+}
