@@ -3,7 +3,8 @@
  * HTTP client for fibers: libcurl's multi interface on the reactor's own event loop (io_watch, timers).
  *
  * A client (`struct http`) holds settings and, for each reactor that uses it, several multi handles with their
- * connections. A request is sent once: whether to try again is decided above (layer retry).
+ * connections. A request is sent once, but for the race with a server that closes an idle connection (http_do):
+ * whether to try again is decided above (layer retry).
  */
 #ifndef NBDRS_HTTP_H
 #define NBDRS_HTTP_H
@@ -18,8 +19,10 @@
 
 struct http;
 
+enum { HTTP_CONNS_MAX = 4096 };
+
 struct http_conf {
-	unsigned conns;	      /* transfers at a time on each reactor; the rest waits in line */
+	unsigned conns;	      /* transfers at a time on each reactor, at most HTTP_CONNS_MAX; the rest waits in line */
 	uint64_t timeout_ns;  /* for a whole request, waiting in line not included */
 	uint64_t connect_ns;  /* for a connection; 0 = timeout_ns */
 	const char *ca_file;  /* PEM; NULL = the system's */
@@ -31,15 +34,16 @@ struct http_header {
 	const char *name, *value;
 };
 
-enum { HTTP_TEXT_MAX = 8 << 20, HTTP_WORD_MAX = 256 };
+enum { HTTP_TEXT_MAX = 8 << 20, HTTP_WORD_MAX = 256, HTTP_DATE_MAX = 48 };
 
 struct http_req {
 	const char *method; /* "GET", "HEAD", "PUT", "POST", "DELETE" */
-	const char *url;    /* absolute, percent-encoded; sent as it is (no dot segments removed) */
+	const char *url;    /* http(s), percent-encoded, without userinfo; sent as it is (no dot segments removed) */
 	const struct http_header *headers; /* beside Host and Content-Length; a value "" is sent empty */
 	unsigned headers_n;
 	const struct iov *body; /* sent with its Content-Length; NULL = none */
 	const struct iov *into; /* where the body of a 2xx goes; NULL = to resp->text */
+	bool is_once; /* must not reach the server twice (a conditional PUT): takes a new connection, see http_do */
 };
 
 struct http_resp {
@@ -54,7 +58,9 @@ struct http_resp {
 	char etag[HTTP_WORD_MAX];     /* without W/ and quotes */
 	char region[HTTP_WORD_MAX];   /* x-amz-bucket-region */
 	char location[HTTP_WORD_MAX * 4];
+	char last_modified[HTTP_DATE_MAX]; /* as it was sent, to be compared; "" = not told */
 	bool accepts_ranges; /* Accept-Ranges: bytes */
+	bool is_encoded;     /* Content-Encoding is not identity: the body is not the object's bytes */
 	char *text;	     /* NUL-terminated; bodies of errors, and of requests without `into`; may be NULL */
 	size_t text_len;
 	char error[HTTP_WORD_MAX]; /* libcurl's words when there was no response */
@@ -62,7 +68,10 @@ struct http_resp {
 
 /* Copies what it needs of `conf`. Any thread. */
 int http_new(const struct http_conf *conf, struct http **out, struct err *err);
-/* Closes this reactor's connections; nothing may be in flight here. From chan_close. */
+/*
+ * Closes this reactor's connections; nothing may be in flight here. From chan_close, and at the end of an open that
+ * sent requests (its reactor need not get a channel). Requests after it start anew.
+ */
 CO_FN void http_close_here(struct http *h);
 /* After http_close_here on every reactor that used it. NULL is fine. */
 void http_free(struct http *h);
@@ -70,8 +79,13 @@ void http_free(struct http *h);
 /*
  * Sends a request and waits for the whole response. 0 when a response came, whatever its status; else -errno:
  * -ETIMEDOUT, -ECONNREFUSED, -ECONNRESET (also: the body ended early), -EHOSTUNREACH (no such host or no way there),
- * -EPROTO (no HTTP, or a body longer than `into`), -EKEYREJECTED (TLS: not trusted), -ENOMEM. `resp` is
- * initialised here and must be freed in either case.
+ * -EPROTO (no HTTP, or a 2xx body longer than `into` or HTTP_TEXT_MAX), -EKEYREJECTED (TLS: not trusted), -EINVAL (the
+ * request itself is no good), -ENOMEM. A body shorter than `into` is no error here: see body_len. `resp` is
+ * initialised here and must be freed in either case; after an error it holds what came of the head.
+ *
+ * A kept connection may be closed by the server at the moment when a request goes out on it. One that ends without a
+ * byte of an answer is therefore sent once more on a new connection, as all HTTP clients do; nobody can tell whether
+ * the server has seen the first. is_once rules that out.
  */
 CO_FN int http_do(struct http *h, const struct http_req *req, struct http_resp *resp);
 void http_resp_free(struct http_resp *resp);
@@ -79,7 +93,7 @@ void http_resp_free(struct http_resp *resp);
 /* What a status means to a store: 0 for 2xx; -EAGAIN 429, 500, 502, 503, 504, 408; -ENOENT 404, 410; -EACCES 401, 403; ... */
 int http_status_error(int status);
 
-/* Counters of all requests so far, "GET 206" -> n, in no order. Any thread. */
+/* Counters of all requests so far, "GET 206" -> n, in no order; status 0 = no response. Any thread. */
 void http_each_count(struct http *h, void (*fn)(void *arg, const char *method, int status, uint64_t n), void *arg);
 
 #endif
