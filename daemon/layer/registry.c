@@ -8,7 +8,8 @@
 #include "layer/layers.h"
 
 const struct layer_ops *const layers[] = {
-	&raw_layer, &file_layer, &mem_layer, &null_layer, &delay_layer, &fault_layer, &readahead_layer, NULL,
+	&raw_layer, &sharded_layer, &file_layer, &mem_layer, &null_layer, &delay_layer, &fault_layer, &readahead_layer,
+	NULL,
 };
 
 const struct layer_ops *layer_find(const char *name)
