@@ -85,13 +85,32 @@ static char *expand(const struct run *r)
 	return text;
 }
 
+/* As chain_build() does it for a new one. */
+static void set_read_only(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum)
+{
+	l->want_ro = *(const bool *)arg;
+}
+
 static int build(struct run *r, bool read_only)
 {
 	struct err err = { "" };
-	int rc = chain_build(r->spec, "vol0", read_only, &r->chain, &err);
+	int rc;
 
+	if (r->chain) {
+		chain_each(r->chain, set_read_only, &read_only);
+		return 0;
+	}
+	rc = chain_build(r->spec, "vol0", read_only, &r->chain, &err);
 	EXPECT(r, rc == 0, "%s", err.msg);
 	return 0;
+}
+
+static void unbuild(struct run *r)
+{
+	if (r->what->in_chain)
+		return; /* conform_with() frees it */
+	chain_free(r->chain);
+	r->chain = NULL;
 }
 
 static CO_FN int open_chain(struct run *r, bool read_only)
@@ -108,8 +127,7 @@ static CO_FN int close_chain(struct run *r)
 {
 	int rc = chain_close(r->chain);
 
-	chain_free(r->chain);
-	r->chain = NULL;
+	unbuild(r);
 	EXPECT(r, rc == 0, "%s", err_name(rc));
 	return 0;
 }
@@ -122,8 +140,7 @@ static CO_FN int create_volume(struct run *r)
 	if (rc)
 		return rc;
 	rc = chain_create(r->chain, r->what->size, false, &err);
-	chain_free(r->chain);
-	r->chain = NULL;
+	unbuild(r);
 	EXPECT(r, rc == 0, "%s", err.msg);
 	return 0;
 }
@@ -136,8 +153,7 @@ static CO_FN int destroy_volume(struct run *r)
 	if (rc)
 		return rc;
 	rc = chain_destroy(r->chain, &err);
-	chain_free(r->chain);
-	r->chain = NULL;
+	unbuild(r);
 	EXPECT(r, rc == 0, "%s", err.msg);
 	return 0;
 }

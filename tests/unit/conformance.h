@@ -19,6 +19,7 @@ struct conform {
 	const char *text;  /* the chain; "@" stands for a folder of its own */
 	uint64_t size;     /* bytes of the disk */
 	bool is_volume;    /* made by chain_create first, removed by chain_destroy at the end */
+	bool in_chain;     /* a volume that lives as long as the chain (mem): all on the same one */
 	bool is_forgetful; /* reads zeroes whatever was written (null) */
 	bool has_holes;    /* trimmed and never written MiBs must be reported as holes */
 	const char *only;  /* the one case to run; NULL = all */
