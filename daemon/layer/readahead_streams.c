@@ -24,6 +24,7 @@
 enum {
 	KI = 1024,
 	REQUESTS_MIN = 3, /* of a stream */
+	STREAM_NEAR = 16,
 	NEAR_MIN = 256 * KI,
 	NEAR_MAX = 8192 * KI,
 	REVIEW = 1024 * KI, /* a stream that moved so far is looked at again */
@@ -55,10 +56,13 @@ unsigned streams_active(const struct streams *t, uint64_t since_ns)
 	return n;
 }
 
-/* How far off its place a request may come: as far as a queue of them reaches. */
-static uint64_t near(uint64_t len)
+/*
+ * How far off its place a request may come: as far as a queue of them reaches. Stricter
+ * where it is still to be found out whether there is a stream.
+ */
+static uint64_t near(uint64_t len, unsigned requests)
 {
-	return MIN(MAX(8 * len, (uint64_t)NEAR_MIN), (uint64_t)NEAR_MAX);
+	return MIN(MAX(requests * len, (uint64_t)NEAR_MIN), (uint64_t)NEAR_MAX);
 }
 
 static uint64_t distance(uint64_t a, uint64_t b)
@@ -71,7 +75,7 @@ static uint64_t distance(uint64_t a, uint64_t b)
 static struct stream *stream_find(struct streams *t, uint64_t off, uint64_t len)
 {
 	struct stream *best = NULL;
-	uint64_t limit = near(len);
+	uint64_t limit = near(len, STREAM_NEAR);
 
 	for (unsigned i = 0; i < t->n; i++) {
 		struct stream *s = &t->v[i];
@@ -126,7 +130,7 @@ static struct candidate *candidate_find(struct streams *t, uint64_t off, uint64_
 					bool *is_near)
 {
 	struct candidate *best = NULL, *oldest = &t->candidates[0];
-	uint64_t limit = near(len);
+	uint64_t limit = near(len, CANDIDATE_MAX);
 
 	for (unsigned i = 0; i < CANDIDATES; i++) {
 		struct candidate *c = &t->candidates[i];

@@ -215,7 +215,7 @@ static CO_FN int shuffled(void *arg)
 			offs[other] = o;
 		}
 	}
-	if (load(r, offs, n, LEN, 32, 3))
+	if (load(r, offs, n, LEN, 16, 3))
 		return -1;
 	a = asked(r);
 	EXPECT(r, a.ops <= n / 4, "%" PRIu64 " requests for %" PRIu64, a.ops, n);
@@ -374,6 +374,41 @@ static CO_FN int bad_page(void *arg)
 	return 0;
 }
 
+enum change { WRITE, ZERO, TRIM, CHANGES };
+
+/* What is written, zeroed or trimmed while one piece is there or on its way is read from below. */
+static CO_FN int written(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+
+	if (!c || run_write(r, 0, r->what->size, 0, 1))
+		return -1;
+	for (unsigned i = 0; i < 2 * CHANGES; i++) {
+		uint64_t off = (8 - i) * 100 * KI; /* downwards: no stream */
+		bool is_ready = i >= CHANGES;
+		int rc = ch_cache(c, at(off, 64 * KI));
+
+		while (rc == 0 && is_ready && status(r, "fetches") < i + 1)
+			co_sleep(1000000);
+		EXPECT(r, rc == 0 && (is_ready || status(r, "fetches") < i + 1), "cache");
+		if (i % CHANGES == WRITE)
+			rc = run_write(r, off + 10 * KI, 3 * KI, 0, 1);
+		else if (i % CHANGES == ZERO)
+			rc = ch_zero(c, at(off + 10 * KI, 3 * KI), IO_PUNCH);
+		else
+			rc = ch_trim(c, at(off + 10 * KI, 3 * KI), 0);
+		EXPECT(r, rc == 0, "change: %s", err_name(rc));
+		if (i % CHANGES != WRITE)
+			memset(r->model + off + 10 * KI, 0, 3 * KI);
+		if (run_check(r, off + 11 * KI, KI, 1) || run_check(r, off, 64 * KI, 1))
+			return -1;
+		EXPECT(r, status(r, "fetches") == i + 1, "fetches");
+	}
+	EXPECT(r, status(r, "hits") >= CHANGES * 2, "hits %" PRIu64, status(r, "hits"));
+	return 0;
+}
+
 static CO_FN int close_soon(void *arg)
 {
 	struct run *r = arg;
@@ -393,6 +428,7 @@ static void test_life(void **state)
 	      little_memory);
 	check("readahead:delay[read=200us]:fault[ops=read,range=1Mi-1028Ki]:mem[size=4Mi]", 4 * MI,
 	      bad_page);
+	check("readahead:delay[read=10ms]:mem[size=1Mi]", MI, written);
 	start = now_ns();
 	check("readahead:delay[read=50ms]:mem[size=8Mi]", 8 * MI, close_soon);
 	assert_true(now_ns() - start >= 50000000);

@@ -59,7 +59,7 @@ static uint64_t status(struct run *r, const char *key)
 	return q.is_found ? q.value : UINT64_MAX;
 }
 
-enum { READERS = 6, WRITERS = 4, BLOCKS = 1024, ROUNDS = 200, RUN_MAX = 256, REQUEST_MAX = 16 };
+enum { READERS = 6, WRITERS = 4, BLOCKS = 1024, ROUNDS = 120, RUN_MAX = 256, REQUEST_MAX = 16 };
 
 /*
  * Each block belongs to one writer, who gives it version after version: data that says so, or zeroes for each
