@@ -229,10 +229,14 @@ int sharded_read_volume(struct layer *l, struct chan *store, struct volume *v, s
 		rc = read_shard_size(l, store, &found.shard_size, err);
 	if (!rc)
 		rc = check_agrees(l, found.shard_size, err);
-	if (!rc)
-		rc = check_size(l, found.size, found.shard_size, err);
 	if (rc)
 		return rc;
+	rc = check_size(l, found.size, found.shard_size, err);
+	if (rc) {
+		_cleanup_free_ char *where = store_text(l);
+
+		return err_prefix(err, rc, "object 'size' in %s", where);
+	}
 	found.shards = found.size / found.shard_size + (found.size % found.shard_size != 0);
 	*v = found;
 	return 0;
