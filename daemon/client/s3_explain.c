@@ -58,8 +58,12 @@ static int explain_transport(const struct s3 *s, int rc, const struct s3_resp *r
 	case -ENETUNREACH:
 		return err_set(
 			err, rc,
-			"no such host, or no way there (%s); look at the name and the network",
-			why);
+			"no such host, or no way there (%s); look at the name and the network%s",
+			why,
+			s->is_default_endpoint
+				? " (nobody named an endpoint, so it is Amazon's; another one "
+				  "goes into the URL or AWS_ENDPOINT_URL)"
+				: "");
 	case -ETIMEDOUT:
 		return err_set(
 			err, rc,

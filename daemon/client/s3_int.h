@@ -25,6 +25,7 @@ struct s3 {
 	char *host; /* of base, as in the header */
 	char *root; /* what all paths begin with: "/" or "/bucket/", encoded */
 	bool is_path_style, is_https, is_unsigned;
+	bool is_default_endpoint; /* nobody named one */
 	char region[S3_REGION_MAX + 1];
 
 	/* For reading the sources of keys again. */

@@ -150,6 +150,7 @@ static int choose_endpoint(struct s3 *s, const struct s3_conf *conf, const struc
 	if (!u->host && !config->found_endpoint) {
 		bool is_china = strncmp(s->region, "cn-", 3) == 0;
 
+		s->is_default_endpoint = true;
 		*scheme = strdup("https");
 		*host = join("s3.", s->region, is_china ? ".amazonaws.com.cn" : ".amazonaws.com");
 	}

@@ -187,8 +187,8 @@ int s3_endpoint_parse(const char *text, const char *where, char **scheme, char *
 	if (!name || !is_host(rest, len) || strspn(rest + len, "/") != strlen(rest + len))
 		return err_set(
 			err, -EINVAL,
-			"s3: the endpoint in %s must be http://HOST:PORT or https://HOST:PORT",
-			where);
+			"s3: the endpoint \"%s\" in %s must be http://HOST:PORT or https://HOST:PORT",
+			strchr(text, '@') ? "..." : text, where);
 	*host = NULL;
 	*scheme = strdup(name);
 	if (!*scheme || take_host(rest, len, name, host) != 0) {

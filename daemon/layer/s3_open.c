@@ -16,7 +16,7 @@
 #include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
 
-enum { TRIES = 6, TRIES_UNREACHED = 2, QUERY_MAX = 3 * S3_KEY_MAX + 128 };
+enum { TRIES = 6, TRIES_GARBLED = 3, TRIES_UNREACHED = 2, QUERY_MAX = 3 * S3_KEY_MAX + 128 };
 
 #define FIRST_PAUSE_NS UINT64_C(100000000)
 #define TIMEOUT_MAX_NS UINT64_C(3600000000000)
@@ -94,18 +94,29 @@ const struct opt s3_options[] = {
 	OPT_END,
 };
 
+/* Who mistyped an address does not want to wait for the answer. */
+static unsigned tries_of(int rc)
+{
+	switch (rc) {
+	case -ECONNREFUSED:
+	case -EHOSTUNREACH:
+	case -ENETUNREACH:
+	case -ETIMEDOUT: return TRIES_UNREACHED;
+	case -EPROTO: return TRIES_GARBLED;
+	default: return TRIES;
+	}
+}
+
 int s3_insist(struct s3 *s3, const struct s3_req *req, struct s3_resp *resp, uint64_t *not_before)
 {
 	uint64_t pause = FIRST_PAUSE_NS, until = 0;
 	int rc = s3_do(s3, req, resp, &until);
 
-	for (unsigned tries = 1; is_transient(rc) && tries < TRIES; tries++) {
-		/* Who mistyped an address does not want to wait for the answer. */
-		if ((rc == -ECONNREFUSED || rc == -EHOSTUNREACH || rc == -ETIMEDOUT) &&
-		    tries >= TRIES_UNREACHED)
-			break;
+	for (unsigned tries = 1; is_transient(rc) && tries < tries_of(rc); tries++) {
+		uint64_t now = now_ns();
+
 		http_resp_free(&resp->http);
-		co_sleep(MAX(pause, until > now_ns() ? until - now_ns() : 0));
+		co_sleep(MAX(pause, until > now ? until - now : 0));
 		pause *= 2;
 		rc = s3_do(s3, req, resp, &until);
 	}
