@@ -7,6 +7,8 @@
  * overtake each other here were not ordered by the client either. A flush covers what was answered before
  * it came, because that has reached the layer below already.
  *
+ * Of objects: stat and list wait as long as reads, put as writes, del as trim.
+ *
  * Lending is not passed on: a loan can't wait.
  */
 #include "layer/layers.h"
@@ -31,10 +33,10 @@ struct delay_chan {
 	}
 
 static const struct opt options[] = {
-	TIME_OPT(read, "wait before a read"),
-	TIME_OPT(write, "wait before a write"),
+	TIME_OPT(read, "wait before a read, stat or list"),
+	TIME_OPT(write, "wait before a write or put"),
 	TIME_OPT(zero, "wait before zeroing"),
-	TIME_OPT(trim, "wait before a trim"),
+	TIME_OPT(trim, "wait before a trim or del"),
 	TIME_OPT(flush, "wait before a flush"),
 	TIME_OPT(jitter, "up to this much more for each request that waits, evenly spread"),
 	{ .name = "count",
@@ -121,6 +123,38 @@ static CO_FN int delay_flush(struct chan *c)
 	return ch_flush(c->kids[0]);
 }
 
+static CO_FN int delay_stat(struct chan *c, const struct obj *obj, struct obj_stat *st)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->read);
+	return ch_stat(c->kids[0], obj, st);
+}
+
+static CO_FN int delay_put(struct chan *c, const struct put *p, struct obj_stat *st)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->write);
+	return ch_put(c->kids[0], p, st);
+}
+
+static CO_FN int delay_del(struct chan *c, const struct obj *objs, unsigned n)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->trim);
+	return ch_del(c->kids[0], objs, n);
+}
+
+static CO_FN int delay_list(struct chan *c, const char *prefix, list_fn *fn, void *arg)
+{
+	const struct delay *d = c->layer->self;
+
+	nap(c, d->read);
+	return ch_list(c->kids[0], prefix, fn, arg);
+}
+
 const struct layer_ops delay_layer = {
 	.name = "delay",
 	.help = "makes every request wait; for tests",
@@ -136,4 +170,8 @@ const struct layer_ops delay_layer = {
 	.zero = delay_zero,
 	.trim = delay_trim,
 	.flush = delay_flush,
+	.stat = delay_stat,
+	.put = delay_put,
+	.del = delay_del,
+	.list = delay_list,
 };

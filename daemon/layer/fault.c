@@ -2,14 +2,15 @@
 /*
  * fault: answers chosen requests with an error, so that tests can see what everything above makes of it.
  *
- * A request can fail when its kind is in `ops`, it touches `range` (a flush always does), and `file`, if
- * given, exists. Those requests are numbered 0, 1, 2 ...; number n fails when n >= `after`, a coin thrown
- * from (`seed`, n) falls below `rate`, and fewer than `count` have failed. So "the third flush fails" is
+ * A request can fail when its kind is in `ops`, it touches `range` (flush, stat, put, del and list always
+ * do), and `file`, if given, exists. Those requests are numbered 0, 1, 2 ...; number n fails when n >= `after`,
+ * a coin thrown from (`seed`, n) falls below `rate`, and fewer than `count` have failed. So "the third flush fails" is
  * fault[ops=flush,after=2,count=1], and with one client a run repeats exactly; with several, the sequence
  * of verdicts repeats, not who gets which.
  *
  * `when` says what happened to the layer below: nothing (before), half of the extent (partly), or all of
- * it (after: the answer was lost).
+ * it (after: the answer was lost). Where there is no half (flush, and all that is done to whole objects),
+ * partly is before.
  *
  * Promises: a request answered without error is as good as the layer below makes it. A request answered
  * with an error has undefined contents in its extent, and changes nothing outside of it.
@@ -54,8 +55,8 @@ static const struct opt options[] = {
 	{ .name = "ops",
 	  .type = OPT_STR,
 	  .field = offsetof(struct fault, ops),
-	  .def = "read|write|zero|trim|flush",
-	  .help = "which requests: read|write|zero|trim|flush|map|cache" },
+	  .def = "read|write|zero|trim|flush|stat|put|del|list",
+	  .help = "which requests: read|write|zero|trim|flush|stat|put|del|list|map|cache" },
 	{ .name = "after",
 	  .type = OPT_UINT,
 	  .field = offsetof(struct fault, after),
@@ -136,7 +137,7 @@ static CO_FN int fault_open(struct layer *l, struct err *err)
 	if (!f->op_mask)
 		return err_set(err, -EINVAL,
 			       "layer fault: option \"ops\": \"%s\" must be words out of "
-			       "read|write|zero|trim|flush|map|cache",
+			       "read|write|zero|trim|flush|stat|put|del|list|map|cache",
 			       f->ops);
 	f->from = 0;
 	f->to = UINT64_MAX;
@@ -187,6 +188,12 @@ static bool take_failure(struct fault *f)
 	return false;
 }
 
+/* Has it an extent? The others are always in range. */
+static bool has_extent(enum ch_op op)
+{
+	return op <= CH_CACHE && op != CH_FLUSH;
+}
+
 /* Whether this request fails: 0 or the error. */
 static CO_FN int verdict(struct chan *c, enum ch_op op, struct ext e)
 {
@@ -195,7 +202,7 @@ static CO_FN int verdict(struct chan *c, enum ch_op op, struct ext e)
 
 	if (!(f->op_mask & 1U << op))
 		return 0;
-	if (op != CH_FLUSH && (e.off >= f->to || e.off + e.len <= f->from))
+	if (has_extent(op) && (e.off >= f->to || e.off + e.len <= f->from))
 		return 0;
 	if (f->file && offload(file_exists, f->file) != 1)
 		return 0;
@@ -267,13 +274,61 @@ static CO_FN int fault_trim(struct chan *c, struct ext e, unsigned fl)
 	return rc ? rc : failed;
 }
 
-static CO_FN int fault_flush(struct chan *c)
+/* Of requests without halves: the verdict, and whether they reach the layer below. */
+static CO_FN int whole_verdict(struct chan *c, enum ch_op op, const struct obj *obj, bool *reaches)
 {
 	const struct fault *f = c->layer->self;
-	int failed = verdict(c, CH_FLUSH, (struct ext){ &obj_none, 0, 0 }), rc = 0;
+	int failed = verdict(c, op, (struct ext){ obj, 0, 0 });
 
-	if (!failed || f->when == AFTER)
+	*reaches = !failed || f->when == AFTER;
+	return failed;
+}
+
+static CO_FN int fault_flush(struct chan *c)
+{
+	bool reaches;
+	int failed = whole_verdict(c, CH_FLUSH, &obj_none, &reaches), rc = 0;
+
+	if (reaches)
 		rc = ch_flush(c->kids[0]);
+	return rc ? rc : failed;
+}
+
+static CO_FN int fault_stat(struct chan *c, const struct obj *obj, struct obj_stat *st)
+{
+	bool reaches;
+	int failed = whole_verdict(c, CH_STAT, obj, &reaches);
+
+	return failed ? failed : ch_stat(c->kids[0], obj, st);
+}
+
+static CO_FN int fault_put(struct chan *c, const struct put *p, struct obj_stat *st)
+{
+	bool reaches;
+	int failed = whole_verdict(c, CH_PUT, p->obj, &reaches), rc = 0;
+
+	if (reaches)
+		rc = ch_put(c->kids[0], p, failed ? NULL : st);
+	return rc ? rc : failed;
+}
+
+static CO_FN int fault_del(struct chan *c, const struct obj *objs, unsigned n)
+{
+	bool reaches;
+	int failed = whole_verdict(c, CH_DEL, n ? objs : &obj_none, &reaches), rc = 0;
+
+	if (reaches)
+		rc = ch_del(c->kids[0], objs, n);
+	return rc ? rc : failed;
+}
+
+static CO_FN int fault_list(struct chan *c, const char *prefix, list_fn *fn, void *arg)
+{
+	bool reaches;
+	int failed = whole_verdict(c, CH_LIST, &obj_none, &reaches), rc = 0;
+
+	if (reaches)
+		rc = ch_list(c->kids[0], prefix, fn, arg);
 	return rc ? rc : failed;
 }
 
@@ -307,4 +362,8 @@ const struct layer_ops fault_layer = {
 	.flush = fault_flush,
 	.map = fault_map,
 	.cache = fault_cache,
+	.stat = fault_stat,
+	.put = fault_put,
+	.del = fault_del,
+	.list = fault_list,
 };

@@ -2,20 +2,21 @@
 /*
  * file where objects are wanted: TARGET is a folder, an object is the file in it that has exactly its name.
  *
- *	put	written to a temporary file beside it, fdatasync, rename: whoever looks, also after a crash of the machine,
- *		finds the old object or the new one, never a mixture. The name is on the disk with the next flush, or with
- *		FUA at once (fsync of the folder).
- *	write	in place, into the page cache; makes and lengthens the object. On the disk with the next flush, or with FUA
- *		at once (fdatasync of that file, and fsync of the folder when names have changed).
- *	flush	fdatasync of every file written since the last one, and fsync of the folder when names have changed; the
- *		first one syncs the whole file system, for what a daemon that was killed has answered. Once one failed, the
- *		kernel may have dropped dirty pages, so every later flush and FUA fails too, until the daemon is restarted
- *		and the operator has looked.
+ *	put	written to a temporary file beside it, fdatasync, rename: whoever looks, also after a crash of the
+ *		machine, finds the old object or the new one, never a mixture. The name is on the disk with the next
+ *		flush, or with FUA at once (fsync of the folder).
+ *	write	in place, into the page cache; makes and lengthens the object. On the disk with the next flush, or with
+ *		FUA at once (fdatasync of that file, and fsync of the folder when names have changed).
+ *	flush	fdatasync of every file written since the last one, and fsync of the folder when names have changed;
+ *		the first one syncs the whole file system, for what a daemon that was killed has answered. Once one
+ *		failed, the kernel may have dropped dirty pages, so every later flush and FUA fails too, until the
+ *		daemon is restarted and the operator has looked.
  *	trim	hole punched, the size stays; where the file system cannot, nothing happens.
  *	zero	hole punched where allowed (IO_PUNCH), else FALLOC_FL_ZERO_RANGE, else -ENOTSUP (written above).
  *	del	unlink; on the disk with the next flush.
  *	crash	what was flushed is there; a write in place that was not is there wholly, partly, or not.
- *	writers	one daemon a folder: flock(2) on it, exclusive for writing and shared for reading. Connections: any number.
+ *	writers	one daemon a folder: flock(2) on it, exclusive for writing and shared for reading. Connections: any
+ *		number.
  *
  * An etag is inode, size and modification time. Since the kernel's clock for the latter is coarse, files get times of
  * their own: at a put, and when somebody asks for the etag of one that was written to in place.

@@ -457,7 +457,7 @@ static void test_setup_errors(void **state)
 		  "layer fault: option \"rate\" (column 7): \"101%\" is out of" },
 		{ "fault", "column 1: layer fault needs a layer below it" },
 		{ "mem[size=1Mi]:mem[size=1Mi]", "column 1: mem is a store and ends a chain" },
-		{ "raw:sharded:mem", "column 5: there is no layer 'sharded'" },
+		{ "raw:shredded:mem", "column 5: there is no layer 'shredded'" },
 		{ "mem[size=100]", "\"100\" is out of range 512B..16TiB" },
 	};
 

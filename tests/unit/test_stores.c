@@ -26,6 +26,18 @@ static const struct store_what chains[] = {
 	{ .text = "file:@/objects/", .in_memory = true },
 	{ .text = "file:@/objects", .few = 10 },
 	{ .text = "delay[read=50us,write=100us,flush=50us,jitter=100us]:mem", .few = 4 },
+	{ .text = "fault[rate=0%]:mem" },
+	{ .text = "retry:mem", .few = 4 },
+	{ .text = "retry[base=1ms,cap=10ms]:fault[rate=10%,error=EAGAIN]:mem" },
+	{ .text = "retry[base=1ms,cap=10ms]:fault[rate=20%,error=ETIMEDOUT]:mem[partial=off]" },
+	{ .text = "retry[base=1ms,cap=10ms]:fault[rate=30%,error=ETIMEDOUT,when=after,"
+		  "ops=put|del|write|stat|read]:mem" },
+	{ .text = "retry[base=1ms,cap=10ms]:fault[rate=10%,error=EAGAIN]:file:@/objects/",
+	  .in_memory = true,
+	  .few = 2 },
+	{ .text = "retry:delay[jitter=200us,read=10us,write=10us]:file:@/objects/",
+	  .in_memory = true,
+	  .few = 4 },
 };
 
 /* One case over one chain: the state of one test. */
