@@ -20,13 +20,12 @@ struct shardbuf_conf {
 	const char *name;    /* borrowed; of the volume, for the log */
 	uint64_t shard_size; /* bytes, a power of two >= 4096 */
 	uint64_t disk_size;  /* bytes */
-	uint64_t
-		dirty_max; /* bytes of memory for what is not stored yet; writers wait at the limit */
-	uint64_t age_ns;   /* unsaved data is put after so long */
-	unsigned puts;     /* at most so many puts in flight */
+	uint64_t dirty_max;  /* bytes of memory for unsaved data; writers wait at the limit */
+	uint64_t age_ns;     /* unsaved data is put after so long */
+	unsigned puts;       /* at most so many puts in flight */
 	/*
-	 * Borrowed. Bit n: block-n may be in the store, or is in the buffers. Set before either, cleared when neither is
-	 * the case; a clear bit means zeroes.
+	 * Borrowed. Bit n: block-n may be in the store, or is in the buffers. Set before either,
+	 * cleared when neither is the case; a clear bit means zeroes.
 	 */
 	struct shardmap *known;
 };

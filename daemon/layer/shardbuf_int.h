@@ -127,4 +127,14 @@ void shard_dequeue(struct shardbuf *b, struct shard *s);
 /* Starts a fiber for work that is due, if there is any and not enough fibers, and the keeper. */
 void shard_kick(struct shard_user *u);
 
+/* --- The way to the store --- */
+
+/* One of b->puts slots; waits for one. */
+CO_FN void shard_slot_take(struct shardbuf *b);
+void shard_slot_give(struct shardbuf *b);
+/* Puts the dirty generation of `s`, which is not busy. The stripe's lock is held before and after, not meanwhile. */
+CO_FN void shard_put(struct shard_user *u, struct stripe *st, struct shard *s);
+/* Notes how a put or delete of shard n went, for the log and for those who wait for memory. */
+void shard_account(struct shardbuf *b, uint64_t n, int rc);
+
 #endif

@@ -42,8 +42,6 @@
 
 /* Shards of one request that are worked on at a time. */
 enum { PARALLEL = 16 };
-/* Deleted by one request. */
-enum { DELETE_MAX = 1000 };
 /* Shards that one map looks into. */
 enum { MAP_MAX = 64 };
 
@@ -200,23 +198,6 @@ static CO_FN void sharded_chan_close(struct chan *c)
 
 /* --- Cutting requests into shards ------------------------------------------------------------- */
 
-/* The part of a request that lies in one shard. */
-struct piece {
-	uint64_t n;        /* the shard */
-	uint64_t off, len; /* in it */
-	bool is_whole;     /* all of the shard that is on the disk */
-};
-
-struct request {
-	struct chan *c;
-	struct ext e;
-	const struct iov *iov; /* NULL where there is no data */
-	unsigned fl;
-	CO_FN int (*one)(struct request *r, const struct piece *p, const struct iov *iov);
-	uint64_t next; /* on the disk: taken up to here */
-	int rc;        /* of the first that failed */
-};
-
 static struct piece piece_at(const struct layer *l, uint64_t at, uint64_t end)
 {
 	const struct sharded *s = l->self;
@@ -268,117 +249,6 @@ static CO_FN int by_shard(struct request *r)
 	take_pieces(r);
 	co_group_wait(&g);
 	return r->rc;
-}
-
-/* --- In place --------------------------------------------------------------------------------- */
-
-static CO_FN int place_read(struct request *r, const struct piece *p, const struct iov *iov)
-{
-	const struct sharded *s = r->c->layer->self;
-	struct obj obj;
-	int rc = -ENOENT;
-
-	if (shardmap_test(&s->known, p->n)) {
-		shard_obj(&obj, p->n);
-		rc = ch_read(r->c->kids[0], (struct ext){ &obj, p->off, p->len }, iov, r->fl);
-	}
-	if (rc != -ENOENT)
-		return rc;
-	iov_zero(iov, 0, iov->len);
-	return 0;
-}
-
-static CO_FN int place_write(struct request *r, const struct piece *p, const struct iov *iov)
-{
-	struct sharded *s = r->c->layer->self;
-	struct range_hold hold;
-	struct obj obj;
-	int rc;
-
-	shard_obj(&obj, p->n);
-	rangelock_lock(&s->deletes, &hold, 0, p->n, 1, true);
-	shardmap_set(&s->known, p->n);
-	rc = ch_write(r->c->kids[0], (struct ext){ &obj, p->off, p->len }, iov, r->fl);
-	rangelock_unlock(&s->deletes, &hold);
-	return rc;
-}
-
-/* Parts of shards, and whole ones that must keep their space. */
-static CO_FN int place_zero(struct request *r, const struct piece *p, const struct iov *iov)
-{
-	struct sharded *s = r->c->layer->self;
-	struct range_hold hold;
-	struct obj obj;
-	int rc;
-
-	if ((r->fl & IO_PUNCH) && !shardmap_test(&s->known, p->n))
-		return 0;
-	shard_obj(&obj, p->n);
-	rangelock_lock(&s->deletes, &hold, 0, p->n, 1, true);
-	shardmap_set(&s->known, p->n);
-	rc = ch_zero(r->c->kids[0], (struct ext){ &obj, p->off, p->len }, r->fl);
-	rangelock_unlock(&s->deletes, &hold);
-	return rc;
-}
-
-static CO_FN int place_trim(struct request *r, const struct piece *p, const struct iov *iov)
-{
-	struct sharded *s = r->c->layer->self;
-	struct range_hold hold;
-	struct obj obj;
-	int rc;
-
-	if (!shardmap_test(&s->known, p->n))
-		return 0;
-	shard_obj(&obj, p->n);
-	rangelock_lock(&s->deletes, &hold, 0, p->n, 1, true);
-	rc = ch_trim(r->c->kids[0], (struct ext){ &obj, p->off, p->len }, r->fl);
-	rangelock_unlock(&s->deletes, &hold);
-	return rc;
-}
-
-/* Deletes the first DELETE_MAX known ones of [at, end); *next becomes where to go on. */
-static CO_FN int place_delete(struct chan *c, struct obj *objs, uint64_t *numbers, uint64_t at,
-			      uint64_t end, uint64_t *next)
-{
-	struct sharded *s = c->layer->self;
-	struct range_hold hold;
-	unsigned n = 0;
-	int rc = 0;
-
-	rangelock_lock(&s->deletes, &hold, 0, at, end - at, false);
-	for (; n < DELETE_MAX && (at = shardmap_find(&s->known, at, end, true)) < end; at++) {
-		shard_obj(&objs[n], at);
-		numbers[n++] = at;
-	}
-	if (n)
-		rc = ch_del(c->kids[0], objs, n);
-	for (unsigned i = 0; i < n && !rc; i++)
-		shardmap_clear(&s->known, numbers[i]);
-	rangelock_unlock(&s->deletes, &hold);
-	*next = at;
-	return rc;
-}
-
-static CO_FN int place_drop(struct chan *c, uint64_t first, uint64_t end)
-{
-	struct sharded *s = c->layer->self;
-	_cleanup_free_ struct obj *objs = NULL;
-	_cleanup_free_ uint64_t *numbers = NULL;
-	size_t room;
-	int rc = 0;
-
-	first = shardmap_find(&s->known, first, end, true);
-	if (first == end)
-		return 0;
-	room = MIN(end - first, (uint64_t)DELETE_MAX);
-	objs = calloc(room, sizeof(*objs));
-	numbers = calloc(room, sizeof(*numbers));
-	if (!objs || !numbers)
-		return -ENOMEM;
-	while (first < end && !rc)
-		rc = place_delete(c, objs, numbers, first, end, &first);
-	return rc;
 }
 
 /* --- Buffered --------------------------------------------------------------------------------- */
@@ -517,28 +387,6 @@ static CO_FN int sharded_flush(struct chan *c)
 	return rc ? rc : store_rc;
 }
 
-/* What the store says of the part of one shard. Returns how far; 0 = no room left, or an error. */
-static CO_FN uint64_t map_piece(struct chan *c, const struct piece *p, struct extmap *m, int *rc)
-{
-	struct extent v[16];
-	struct extmap part = { v, 0, ARRAY_LEN(v) };
-	uint64_t len = 0;
-	struct obj obj;
-
-	shard_obj(&obj, p->n);
-	*rc = ch_map(c->kids[0], (struct ext){ &obj, p->off, p->len }, &part);
-	if (*rc == -ENOENT) {
-		*rc = 0;
-		return extmap_add(m, p->len, EXTENT_HOLE | EXTENT_ZERO) ? p->len : 0;
-	}
-	for (unsigned i = 0; i < part.n && !*rc; i++) {
-		if (!extmap_add(m, v[i].len, v[i].flags))
-			break;
-		len += v[i].len;
-	}
-	return len;
-}
-
 static CO_FN int sharded_map(struct chan *c, struct ext e, struct extmap *m)
 {
 	const struct sharded *s = c->layer->self;
@@ -557,7 +405,7 @@ static CO_FN int sharded_map(struct chan *c, struct ext e, struct extmap *m)
 		if (is_data && can_look) {
 			if (looks++ == MAP_MAX)
 				break; /* the rest at the next call */
-			step = map_piece(c, &p, m, &rc);
+			step = place_map(c, &p, m, &rc);
 		} else {
 			/* This one by the first look: its bit may have changed since. */
 			to = shardmap_find(&s->known, n + 1, last, !is_data) << s->shift;
@@ -572,19 +420,6 @@ static CO_FN int sharded_map(struct chan *c, struct ext e, struct extmap *m)
 		at += step;
 	}
 	return 0;
-}
-
-static CO_FN int place_cache(struct request *r, const struct piece *p, const struct iov *iov)
-{
-	const struct sharded *s = r->c->layer->self;
-	struct obj obj;
-	int rc;
-
-	if (!shardmap_test(&s->known, p->n))
-		return 0;
-	shard_obj(&obj, p->n);
-	rc = ch_cache(r->c->kids[0], (struct ext){ &obj, p->off, p->len });
-	return rc == -ENOENT ? 0 : rc;
 }
 
 static CO_FN int sharded_cache(struct chan *c, struct ext e)
