@@ -15,6 +15,7 @@
 #include "nbdrs/cleanup.h"
 #include "nbdrs/ctl.h"
 #include "nbdrs/opt.h"
+#include "net/listen.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 
@@ -225,9 +226,13 @@ static void append(char ***list, unsigned *n, char *word)
 
 static int take_listen(struct args *a, char *text)
 {
+	struct err err;
+
 	if (a->is_listen_given && (strcmp(text, "none") == 0 || a->listen_n == 0))
 		return usage_error("--listen none excludes every other --listen");
 	a->is_listen_given = true;
+	if (strcmp(text, "none") && listen_check(text, &err))
+		return usage_error("%s", err.msg);
 	if (strcmp(text, "none"))
 		append(&a->listen, &a->listen_n, text);
 	return 0;

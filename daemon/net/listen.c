@@ -235,23 +235,44 @@ CO_FN static int listen_found(const struct addrinfo *found, const char *host_por
 	return err_set(err, rc, "cannot listen on %s: this machine has no such address", host_port);
 }
 
-CO_FN int listen_tcp(const char *host_port, struct err *err)
+/* split_host_port() and the port as a number. `text` is a copy to be cut up. */
+static int parse_address(const char *host_port, char *text, char **host, uint64_t *port, struct err *err)
 {
-	_cleanup_free_ char *text = strdup(host_port);
-	char default_port[8];
-	char *host, *port;
-	struct lookup q = { 0 };
-	uint64_t number = NBD_DEFAULT_PORT;
-	int rc;
+	char *digits;
 
-	if (!text)
-		return err_set(err, -ENOMEM, "out of memory");
-	if (split_host_port(text, &host, &port) < 0 ||
-	    (port && (parse_u64(port, &number) < 0 || number > UINT16_MAX)))
+	*port = NBD_DEFAULT_PORT;
+	if (split_host_port(text, host, &digits) < 0 ||
+	    (digits && (parse_u64(digits, port) < 0 || *port > UINT16_MAX)))
 		return err_set(
 			err, -EINVAL,
 			"'%s' is no address to listen on; write HOST:PORT, [V6]:PORT or HOST (port %d)",
 			host_port, NBD_DEFAULT_PORT);
+	return 0;
+}
+
+int listen_check(const char *host_port, struct err *err)
+{
+	_cleanup_free_ char *text = strdup(host_port);
+	uint64_t port;
+	char *host;
+
+	return text ? parse_address(host_port, text, &host, &port, err) : err_set(err, -ENOMEM, "out of memory");
+}
+
+CO_FN int listen_tcp(const char *host_port, struct err *err)
+{
+	_cleanup_free_ char *text = strdup(host_port);
+	char default_port[8];
+	struct lookup q = { 0 };
+	uint64_t number;
+	char *host;
+	int rc;
+
+	if (!text)
+		return err_set(err, -ENOMEM, "out of memory");
+	rc = parse_address(host_port, text, &host, &number, err);
+	if (rc < 0)
+		return rc;
 	(void)snprintf(default_port, sizeof(default_port), "%u",
 		       (unsigned)number); /* five digits at most */
 

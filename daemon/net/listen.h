@@ -16,6 +16,8 @@ struct listen_conf {
 	uint64_t handshake_ns;	     /* time limit of the negotiation */
 };
 
+/* Whether listen_tcp() would understand it: 0 or -EINVAL. Looks nothing up. */
+int listen_check(const char *host_port, struct err *err);
 /* Opens "HOST:PORT", "[V6]:PORT", "HOST" (port 10809), every address of a name. Before listeners_start. */
 CO_FN int listen_tcp(const char *host_port, struct err *err);
 /* A stale socket file (nobody answers) is replaced, a live one is -EADDRINUSE. The umask decides its mode. */
