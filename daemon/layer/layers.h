@@ -14,6 +14,7 @@ extern const struct layer_ops mem_layer;
 extern const struct layer_ops null_layer;
 extern const struct layer_ops delay_layer;
 extern const struct layer_ops fault_layer;
+extern const struct layer_ops distributed_layer;
 extern const struct layer_ops readahead_layer;
 extern const struct layer_ops s3_layer;
 extern const struct layer_ops retry_layer;
