@@ -1,0 +1,426 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compare nbdrs over S3 and HTTP with what Debian has: s3backer, nbdkit's S3 and curl plugins.
+
+Method
+  - The stores run on this machine, started for this run: RadosGW (objects in memory) and nginx. Their
+    processor time is spent beside the measured systems, and is the same for all of them.
+  - Each run starts its system afresh. The systems take turns (A B C, B C A, ...). Reported are
+    medians; the spread is (max - min) of the runs, relative to the median.
+  - S3: fio, in one process. It speaks NBD itself (engine nbd) to nbdrs and nbdkit; of s3backer,
+    which has only FUSE, it reads and writes the file in the mount (engine psync), without the
+    kernel's NBD client or a loop device between them.
+  - HTTP: nbdload, with 16 requests in flight, spread over 1, 4 or 16 NBD connections. Each system is
+    judged by its best.
+  - Honest: an answered flush (fsync) must mean that the data is in S3. s3backer does that only with
+    --blockCacheSync, nbdkit writes through; s3backer's write-back cache ignores fsync: it is shown,
+    its rate includes the time until an unmount has written everything, and it is not compared.
+  - Volumes are created new for sequential writes, and full of random data for the other points.
+  - Several object sizes are tried with each system; the ratio is between the best of nbdrs and the
+    best honest peer. That of nbdrs with its default settings stands beside it.
+  - Requests and bytes are counted by the store, from the load's start to the end of its last flush
+    (sequential writes: to the end of the system, so that nothing is left out). 'bytes' are those of
+    objects, without headers.
+
+Exit status: 0 measured, 1 something failed (or, with --gate, a target was missed), 2 usage.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.dont_write_bytecode = True
+
+import procstat  # noqa: E402
+import remote_report as report  # noqa: E402
+import remote_servers as systems  # noqa: E402
+from remote_servers import RemoteError  # noqa: E402
+
+MIB = 1 << 20
+LOAD_TIMEOUT = 120
+DEPTH = 16
+SHAPES = ((1, 16), (4, 4), (16, 1))  # NBD connections, requests in flight on each
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One kind of load."""
+
+    name: str
+    text: str
+    kind: str  # write, read, sync (each write flushed), http
+    depth: int  # requests in flight
+    target: float  # ratio to the best honest peer
+    systems: tuple
+    quick: tuple = ()  # fewer, for --quick
+
+    def unit(self):
+        """What the rate is counted in."""
+        return "MB/s" if self.kind in ("write", "read") else "/s"
+
+    def block(self):
+        """Bytes of one request."""
+        return MIB if self.kind in ("write", "read") else 4096
+
+
+POINTS = (
+    Point("s3-seq-write", "1 MiB sequential writes into a new volume, then a flush", "write", DEPTH,
+          4.0, ("nbdrs", "s3backer-64k", "s3backer-128k", "nbdkit-s3-64k", "s3backer-1m-cached"),
+          ("nbdrs", "s3backer-128k", "nbdkit-s3-64k")),
+    Point("s3-seq-read", "1 MiB sequential reads, one at a time, nothing cached", "read", 1, 3.0,
+          ("nbdrs", "s3backer-64k-cached", "s3backer-128k-cached", "s3backer-1m-cached",
+           "nbdkit-s3-64k", "nbdkit-s3-64k-ahead"),
+          ("nbdrs", "s3backer-1m-cached", "nbdkit-s3-64k-ahead")),
+    Point("s3-sync-write", "4 KiB random writes, each flushed, one at a time", "sync", 1, 1.0,
+          ("nbdrs", "nbdrs-64k", "nbdrs-4k", "s3backer-4k", "s3backer-64k", "nbdkit-s3-4k",
+           "nbdkit-s3-64k", "nbdkit-s3-64k-cache"),
+          ("nbdrs", "nbdrs-64k", "s3backer-64k", "nbdkit-s3-64k-cache")),
+    Point("http-rand-read", f"4 KiB random reads, {DEPTH} in flight", "http", DEPTH, 1.5,
+          ("nbdrs-http", "nbdkit-curl")),
+)
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--build", default="build", help="folder with nbdrsd and nbdload")
+    p.add_argument("--json", metavar="FILE", help="write all figures, run by run")
+    p.add_argument("--quick", action="store_true", help="3 short runs, fewer settings of the peers")
+    p.add_argument("--only", metavar="POINT,...", help="these points; a prefix names several")
+    p.add_argument("--systems", metavar="NAME,...", help=f"of {', '.join(systems.SYSTEMS)}")
+    p.add_argument("--runs", type=int, help="runs per point and system (5; quick: 3)")
+    p.add_argument("--seconds", type=float, help="time of a run of random requests (3; quick: 1)")
+    p.add_argument("--size", type=int, metavar="MIB", help="of the volumes (256; quick: 64)")
+    p.add_argument("--nice", type=int, default=0, metavar="N",
+                   help="priority of everything (0); -15, as root, where others work too")
+    p.add_argument("--gate", action="store_true", help="exit 1 when a target is missed")
+    p.add_argument("--list", action="store_true", help="list points and systems and exit")
+    args = p.parse_args()
+    args.runs = args.runs or (3 if args.quick else 5)
+    args.seconds = args.seconds or (1 if args.quick else 3)
+    args.size = args.size or (64 if args.quick else 256)
+    if args.runs < 1 or args.seconds <= 0 or args.size < 16 or args.size % 4:
+        p.error("--runs, --seconds and --size want at least 1, above 0 and 16, a multiple of 4")
+    args.points = list(POINTS)
+    if args.only:
+        wanted = args.only.split(",")
+        for w in wanted:
+            if not any(q.name.startswith(w) for q in POINTS):
+                p.error(f"no point is called '{w}'; see --list")
+        args.points = [q for q in POINTS if any(q.name.startswith(w) for w in wanted)]
+    args.names = args.systems.split(",") if args.systems else None
+    for n in args.names or ():
+        if n not in systems.SYSTEMS:
+            p.error(f"no system is called '{n}'; see --list")
+    return args
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- load ----
+
+def fio(running, folder, pattern, block, depth, size, seconds=0, sync=False):
+    """One fio job against a running system: {ops, seconds, latency_us, ...}."""
+    out = f"{folder}/fio.json"
+    command = ["fio", "--output-format=json", f"--output={out}", "--thread", "--name=load",
+               f"--rw={pattern}", f"--bs={block}", f"--size={size}", "--refill_buffers",
+               "--randrepeat=0", "--norandommap", "--percentile_list=50:99:99.9"]
+    if running.system.uses_fuse():
+        command += ["--ioengine=psync", f"--filename={running.file}", "--allow_file_create=0",
+                    "--invalidate=0"]
+    else:
+        command += ["--ioengine=nbd", f"--iodepth={depth}",
+                    f"--uri=nbd+unix:///{systems.EXPORT}?socket={running.socket}"]
+    if seconds:
+        command += ["--time_based", f"--runtime={seconds}"]
+    if "write" in pattern:
+        command += ["--fsync=1"] if sync else ["--end_fsync=1"]
+    done = subprocess.run(command, check=False, text=True, stdin=subprocess.DEVNULL, cwd=folder,
+                          capture_output=True, timeout=LOAD_TIMEOUT)
+    running.alive()
+    if done.returncode:
+        raise RemoteError(f"{running.system.name}: {' '.join(command)} failed with status "
+                          f"{done.returncode}:\n{(done.stdout + done.stderr).strip()[-1500:]}")
+    with open(out, encoding="utf-8") as f:
+        text = f.read()
+    job = json.loads(text[text.index("{"):])["jobs"][0]
+    side = job["write" if "write" in pattern else "read"]
+    if job["error"] or not side["total_ios"]:
+        raise RemoteError(f"{running.system.name}: fio reports error {job['error']} after "
+                          f"{side['total_ios']} requests")
+    # A write that is flushed is done when its flush is.
+    later = job["sync"]["lat_ns"].get("percentile", {}) if sync else {}
+    spent = side["clat_ns"].get("percentile", {})
+    latency = {q: (spent.get(key, 0) + later.get(key, 0)) / 1000
+               for q, key in (("p50", "50.000000"), ("p99", "99.000000"), ("p999", "99.900000"))}
+    return {"ops": side["total_ios"], "seconds": side["runtime"] / 1000, "latency_us": latency}
+
+
+def nbdload(args, running, connections, depth):
+    """4 KiB random reads: the same figures."""
+    command = [f"{args.build}/nbdload", "--unix", running.socket, "--export", systems.EXPORT,
+               "--pattern", "randread", "--block", "4096", "--connections", str(connections),
+               "--depth", str(depth), "--seconds", str(args.seconds)]
+    done = subprocess.run(command, check=False, text=True, stdin=subprocess.DEVNULL,
+                          capture_output=True, timeout=LOAD_TIMEOUT)
+    running.alive()
+    if done.returncode:
+        raise RemoteError(f"{running.system.name}: {' '.join(command)} failed with status "
+                          f"{done.returncode}:\n{done.stderr.strip()[-1500:]}")
+    result = json.loads(done.stdout)
+    return {k: result[k] for k in ("ops", "seconds", "latency_us")}
+
+
+# ---- one run ----
+
+class Bench:
+    """The stores, and which volumes are in them."""
+
+    def __init__(self, args, folder):
+        self.args = args
+        self.folder = folder
+        self._stores = {}
+        self._full = {}  # name of the system that made it: Place
+        self._number = 0
+
+    def close(self):
+        """Stop the stores."""
+        for store in self._stores.values():
+            store.stop()
+
+    def store(self, kind):
+        """The store of a point, started when it is first asked for."""
+        name = "http" if kind == "http" else "s3"
+        if name not in self._stores:
+            self._stores[name] = systems.CountedNginx() if name == "http" else \
+                systems.CountedRadosGW(shared=False)
+        return self._stores[name]
+
+    def _place(self, kind, suffix=""):
+        self._number += 1
+        return systems.Place(self.store(kind), f"bench-{self._number}{suffix}",
+                             self.args.size * MIB)
+
+    def _folder(self):
+        return tempfile.mkdtemp(dir=self.folder)
+
+    def _full_place(self, system):
+        """A volume of random data in the format of system."""
+        maker = systems.SYSTEMS[system.fill_as or system.name]
+        if maker.name not in self._full:
+            place = self._place("s3", "/")
+            folder = self._folder()
+            with systems.Running(maker, self.args.build, place, folder, is_new=True) as running:
+                # Blocks of 4 KiB are never read before they are written: a part will do.
+                size = place.size // 64 if maker.name.endswith("-4k") else place.size
+                fio(running, folder, "write", MIB, DEPTH, size)
+            shutil.rmtree(folder)
+            self._full[maker.name] = place
+        return self._full[maker.name]
+
+    def _http_place(self):
+        if "http" not in self._full:
+            place = self._place("http", ".img")
+            place.store.put(place.prefix, os.urandom(place.size))
+            self._full["http"] = place
+        return self._full["http"]
+
+    def run(self, point, system, shape):
+        """One run of one system at one point: a dict of figures."""
+        is_new = point.kind == "write"
+        place = self._http_place() if point.kind == "http" else \
+            self._place(point.kind, "/") if is_new else self._full_place(system)
+        folder = self._folder()
+        with systems.Running(system, self.args.build, place, folder, is_new=is_new) as running:
+            before = self._meters(running, place.store)
+            if point.kind == "http":
+                result = nbdload(self.args, running, *shape)
+            elif point.kind == "sync":
+                result = fio(running, folder, "randwrite", point.block(), point.depth, place.size,
+                             self.args.seconds, sync=True)
+            else:
+                result = fio(running, folder, point.kind, point.block(), point.depth, place.size)
+            after = self._meters(running, place.store)
+            if is_new:
+                stopping = time.monotonic()
+                running.stop()
+                if not system.honest:  # only now is it where it should be
+                    result["seconds"] += time.monotonic() - stopping
+        self._count(result, before, after, place.store.counters())
+        shutil.rmtree(folder)
+        if is_new:
+            place.store.remove(place.prefix)
+        return result
+
+    @staticmethod
+    def _meters(running, store):
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return {"wall": time.monotonic(), "server": procstat.cpu_seconds(running.pid),
+                "store": store.cpu_seconds(), "client": used.ru_utime + used.ru_stime,
+                "own": time.process_time(), "counters": store.counters(),
+                "idle": procstat.idle_seconds(os.sched_getaffinity(0))}
+
+    @staticmethod
+    def _count(result, before, after, counters):
+        spent = {k: after[k] - before[k] for k in before if k != "counters"}
+        busy = spent["wall"] * len(os.sched_getaffinity(0)) - spent["idle"]
+        others = busy - sum(spent[k] for k in ("server", "store", "client", "own"))
+        result["server_cpu_s"] = spent["server"]
+        result["store_cpu_s"] = spent["store"]
+        result["disturbance"] = max(0.0, others) / (spent["wall"] * len(os.sched_getaffinity(0)))
+        for key, was, now in zip(("requests", "bytes_out", "bytes_in"), before["counters"],
+                                 counters):
+            result[key] = now - was
+
+
+def best_shape(bench, point, system):
+    """How a system likes 16 requests to be spread over NBD connections; None where that is fixed."""
+    if point.kind != "http":
+        return None
+    rates = {}
+    for shape in SHAPES:
+        r = bench.run(point, system, shape)
+        rates[shape] = r["ops"] / r["seconds"]
+    return max(rates, key=rates.get)
+
+
+def run_point(bench, point, chosen):
+    """All runs at a point, in turns: {system: [figures]}."""
+    runs = {s.name: [] for s in chosen}
+    shapes = {s.name: best_shape(bench, point, s) for s in chosen}
+    for turn in range(bench.args.runs):
+        first = turn % len(chosen)
+        for system in chosen[first:] + chosen[:first]:
+            runs[system.name].append(bench.run(point, system, shapes[system.name]))
+    return runs, shapes
+
+
+def choose(args, point, missing):
+    """The systems to be measured at a point."""
+    names = point.quick if args.quick and point.quick and not args.names else point.systems
+    chosen = [systems.SYSTEMS[n] for n in names if not args.names or n in args.names]
+    return [s for s in chosen if s.name not in missing]
+
+
+def find_missing(args):
+    """{system: what it lacks}; an error when it is ours, or a tool."""
+    missing = {}
+    for name in sorted({n for p in args.points for n in p.systems}):
+        if why := systems.lacks(systems.SYSTEMS[name], args.build):
+            if systems.SYSTEMS[name].is_ours:
+                raise RemoteError(f"needs {why}")
+            say(f"bench: {name} is left out, it needs {why} (make deps-bench)")
+            missing[name] = why
+    tools = {"fio": "fio", "radosgw": "radosgw, ceph-mon and ceph-osd", "nginx": "nginx-light"}
+    for tool, package in tools.items():
+        if not shutil.which(tool):
+            raise RemoteError(f"needs {tool} (packages {package}; make deps)")
+    if not os.access(f"{args.build}/nbdload", os.X_OK):
+        raise RemoteError(f"needs {args.build}/nbdload: run 'make bench', or make it first")
+    return missing
+
+
+def summarize(point, runs, shapes):
+    """Medians per system, ratios, verdict, and the runs themselves."""
+    figures = {}
+    for name, rs in runs.items():
+        rates = [r["ops"] / r["seconds"] for r in rs]
+        rate = statistics.median(rates)
+        f = {"rate": rate, "rate_spread": (max(rates) - min(rates)) / rate,
+             "disturbance": statistics.median(r["disturbance"] for r in rs)}
+        for key in ("requests", "bytes_out", "bytes_in", "server_cpu_s", "store_cpu_s"):
+            f[f"{key}_per_op"] = statistics.median(r[key] / r["ops"] for r in rs)
+        for q in ("p50", "p99", "p999"):
+            f[q] = statistics.median(r["latency_us"][q] for r in rs)
+        if shapes[name]:
+            f["shape"] = shapes[name]
+        figures[name] = f
+    out = {"name": point.name, "text": point.text, "kind": point.kind, "unit": point.unit(),
+           "block": point.block(), "target": point.target, "systems": figures, "raw": runs}
+    ours = [(f["rate"], n) for n, f in figures.items() if systems.SYSTEMS[n].is_ours]
+    peers = [(f["rate"], n) for n, f in figures.items()
+             if not systems.SYSTEMS[n].is_ours
+             and (systems.SYSTEMS[n].honest or point.kind == "read")]
+    if ours and peers:
+        out["best_ours"], out["best_peer"] = max(ours)[1], max(peers)[1]
+        out["ratio"] = max(ours)[0] / max(peers)[0]
+        default = next(n for n in runs if systems.SYSTEMS[n].is_ours)
+        out["ratio_default"] = figures[default]["rate"] / max(peers)[0]
+        out["met"] = out["ratio"] >= point.target
+    return out
+
+
+def measure(args, header):
+    """Run everything; returns the results, point by point."""
+    results = []
+    missing = find_missing(args)
+    with tempfile.TemporaryDirectory(prefix="nbdrs-bench-") as folder:
+        bench = Bench(args, folder)
+        try:
+            for number, point in enumerate(args.points, 1):
+                chosen = choose(args, point, missing)
+                if not chosen:
+                    say(f"[{number}/{len(args.points)}] {point.name}: no system is left")
+                    continue
+                results.append(summarize(point, *run_point(bench, point, chosen)))
+                say(f"[{number}/{len(args.points)}] {report.progress(results[-1])}")
+                write_json(args.json, header, results)
+        finally:
+            bench.close()
+    return results
+
+
+def write_json(path, header, results):
+    """Write all that is known so far; readers never see half a file."""
+    if path:
+        with open(path + ".new", "w", encoding="utf-8") as f:
+            json.dump({"header": header, "points": results}, f, indent=1)
+            f.write("\n")
+        os.replace(path + ".new", path)
+
+
+def main():
+    args = parse_args()
+    if args.list:
+        for p in POINTS:
+            print(f"{p.name}: {p.text}; target x{p.target:g}")
+        for s in systems.SYSTEMS.values():
+            print(f"  {s.name}: {s.note}{'' if s.honest else ' (not compared)'}")
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    start = time.monotonic()
+    group = None
+    try:
+        if args.nice:
+            os.setpriority(os.PRIO_PROCESS, 0, args.nice)
+            group = procstat.group_priority("self", args.nice)
+        header = report.header(args)
+        results = measure(args, header)
+    except (RemoteError, systems.fixtures.ServerError, OSError, subprocess.SubprocessError) as e:
+        say(f"bench: {e}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if group is not None:
+            procstat.group_priority("self", group)
+    header["minutes"] = round((time.monotonic() - start) / 60, 1)
+    write_json(args.json, header, results)
+    print(report.text(header, results))
+    missed = [r["name"] for r in results if r.get("met") is False]
+    return 1 if args.gate and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
