@@ -97,11 +97,10 @@ enum { CANDIDATES = 32 };   /* so many random reads may come between two of a yo
 
 /* Requests near each other that may become a stream. */
 struct candidate {
-	uint64_t lo, hi; /* they lie in [lo, hi) */
-	uint64_t bytes;  /* sum of their lengths */
+	uint64_t bytes; /* sum of their lengths */
 	uint64_t offs[CANDIDATE_MAX];
-	unsigned n, ups; /* requests; those that moved hi */
-	uint64_t last;   /* tick of the last one; 0 = free */
+	unsigned n, ups; /* requests; those that moved the upper end */
+	bool is_spared;  /* joined since its turn to be replaced came last */
 };
 
 struct stream {
@@ -114,10 +113,15 @@ struct stream {
 };
 
 struct streams {
+	/* Where the candidates' requests lie, [lo, hi): apart, since every read is held against all of them. */
+	struct {
+		uint64_t lo, hi; /* both AREA_NONE: free */
+	} areas[CANDIDATES];
 	struct candidate candidates[CANDIDATES];
-	struct stream *v; /* n of them */
-	unsigned n;
-	uint64_t tick, found; /* requests; streams since open */
+	unsigned hand; /* the one whose turn it is to be replaced */
+	unsigned n, live;
+	struct stream *v; /* n of them, live ones in use */
+	uint64_t found;   /* since open */
 };
 
 int streams_init(struct streams *t, unsigned n);

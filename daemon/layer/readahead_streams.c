@@ -21,6 +21,9 @@
 #include "layer/readahead_int.h"
 #include "nbdrs/cleanup.h"
 
+/* Of a free area: near nothing, and no sum with it wraps. */
+#define AREA_NONE (UINT64_MAX / 2)
+
 enum {
 	KI = 1024,
 	REQUESTS_MIN = 3, /* of a stream */
@@ -33,6 +36,8 @@ enum {
 int streams_init(struct streams *t, unsigned n)
 {
 	memset(t, 0, sizeof(*t));
+	for (unsigned i = 0; i < CANDIDATES; i++)
+		t->areas[i].lo = t->areas[i].hi = AREA_NONE;
 	t->v = calloc(n, sizeof(*t->v));
 	if (!t->v)
 		return -ENOMEM;
@@ -77,6 +82,8 @@ static struct stream *stream_find(struct streams *t, uint64_t off, uint64_t len)
 	struct stream *best = NULL;
 	uint64_t limit = near(len, STREAM_NEAR);
 
+	if (!t->live)
+		return NULL;
 	for (unsigned i = 0; i < t->n; i++) {
 		struct stream *s = &t->v[i];
 
@@ -103,7 +110,7 @@ static bool stream_advance(struct stream *s, uint64_t end, uint64_t len, uint64_
 	return true;
 }
 
-static struct stream *stream_new(struct streams *t, const struct candidate *c, uint64_t now)
+static struct stream *stream_new(struct streams *t, uint64_t lo, uint64_t hi, uint64_t now)
 {
 	struct stream *s = &t->v[0];
 
@@ -111,12 +118,13 @@ static struct stream *stream_new(struct streams *t, const struct candidate *c, u
 		if (t->v[i].used_ns < s->used_ns)
 			s = &t->v[i];
 	}
+	t->live += !s->used_ns;
 	*s = (struct stream){
-		.pos = c->hi,
-		.prev = c->hi,
-		.grow_at = c->hi,
-		.start = c->hi,
-		.window = 2 * (c->hi - c->lo),
+		.pos = hi,
+		.prev = hi,
+		.grow_at = hi,
+		.start = hi,
+		.window = 2 * (hi - lo),
 		.used_ns = now,
 	};
 	t->found++;
@@ -125,81 +133,98 @@ static struct stream *stream_new(struct streams *t, const struct candidate *c, u
 
 /* --- Candidates ------------------------------------------------------------------------------- */
 
-/* The one that the request lies near, nearest to its upper end; else the one to be replaced. */
-static struct candidate *candidate_find(struct streams *t, uint64_t off, uint64_t len,
-					bool *is_near)
+/* The one that the request lies near, nearest to its upper end; CANDIDATES if there is none. */
+static unsigned candidate_find(const struct streams *t, uint64_t off, uint64_t len)
 {
-	struct candidate *best = NULL, *oldest = &t->candidates[0];
-	uint64_t limit = near(len, CANDIDATE_MAX);
+	uint64_t limit = near(len, CANDIDATE_MAX), matches = 0;
+	unsigned best = CANDIDATES;
 
-	for (unsigned i = 0; i < CANDIDATES; i++) {
-		struct candidate *c = &t->candidates[i];
+	/* Without branches: this is what random reads cost. */
+	for (unsigned i = 0; i < CANDIDATES; i++)
+		matches |= (uint64_t)((off <= t->areas[i].hi + limit) &
+				      (off + len + limit >= t->areas[i].lo))
+			   << i;
+	for (; matches; matches &= matches - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(matches);
 
-		if (c->last < oldest->last)
-			oldest = c;
-		if (c->last && off <= c->hi + limit && off + len + limit >= c->lo &&
-		    (!best || distance(off, c->hi) < distance(off, best->hi)))
-			best = c;
+		if (best == CANDIDATES ||
+		    distance(off, t->areas[i].hi) < distance(off, t->areas[best].hi))
+			best = i;
 	}
-	*is_near = best != NULL;
-	return best ? best : oldest;
+	return best;
 }
 
-static void candidate_begin(struct candidate *c, uint64_t off, uint64_t len, uint64_t tick)
+/* One that nobody joined for longest, nearly. */
+static unsigned candidate_replaced(struct streams *t)
 {
-	*c = (struct candidate){
-		.lo = off, .hi = off + len, .bytes = len, .offs[0] = off, .n = 1, .last = tick
-	};
+	for (;;) {
+		unsigned i = t->hand++ % CANDIDATES;
+
+		if (!t->candidates[i].is_spared)
+			return i;
+		t->candidates[i].is_spared = false;
+	}
 }
 
-static void candidate_join(struct candidate *c, uint64_t off, uint64_t len, uint64_t tick)
+static void candidate_begin(struct streams *t, unsigned i, uint64_t off, uint64_t len)
 {
-	for (unsigned i = 0; i < c->n; i++) {
-		if (c->offs[i] == off) { /* once more: no new ground */
-			c->last = tick;
+	t->areas[i].lo = off;
+	t->areas[i].hi = off + len;
+	t->candidates[i].bytes = len;
+	t->candidates[i].offs[0] = off;
+	t->candidates[i].n = 1;
+	t->candidates[i].ups = 0;
+}
+
+static void candidate_join(struct streams *t, unsigned i, uint64_t off, uint64_t len)
+{
+	struct candidate *c = &t->candidates[i];
+
+	c->is_spared = true;
+	for (unsigned k = 0; k < c->n; k++) {
+		if (c->offs[k] == off) /* once more: no new ground */
 			return;
-		}
 	}
 	if (c->n == CANDIDATE_MAX) {
-		candidate_begin(c, off, len, tick);
+		candidate_begin(t, i, off, len);
 		return;
 	}
-	c->offs[c->n] = off;
-	c->ups += off + len > c->hi;
-	c->lo = MIN(c->lo, off);
-	c->hi = MAX(c->hi, off + len);
+	c->ups += off + len > t->areas[i].hi;
+	t->areas[i].lo = MIN(t->areas[i].lo, off);
+	t->areas[i].hi = MAX(t->areas[i].hi, off + len);
 	c->bytes += len;
-	c->n++;
-	c->last = tick;
+	c->offs[c->n++] = off;
 }
 
-static bool is_stream(const struct candidate *c)
+static bool is_stream(const struct streams *t, unsigned i)
 {
+	const struct candidate *c = &t->candidates[i];
+
 	return c->n >= REQUESTS_MIN && c->ups >= REQUESTS_MIN - 1 &&
-	       c->bytes >= (c->hi - c->lo) / 4 * 3;
+	       c->bytes >= (t->areas[i].hi - t->areas[i].lo) / 4 * 3;
 }
 
 struct stream *streams_note(struct streams *t, uint64_t off, uint64_t len, uint64_t now)
 {
 	struct stream *s = stream_find(t, off, len);
-	struct candidate *c;
-	bool is_near;
+	unsigned i;
 
-	t->tick++;
 	if (s) {
 		if (stream_advance(s, off + len, len, now))
 			return s;
 		s->used_ns = 0;
+		t->live--;
 	}
-	c = candidate_find(t, off, len, &is_near);
-	if (!is_near) {
-		candidate_begin(c, off, len, t->tick);
+	i = candidate_find(t, off, len);
+	if (i == CANDIDATES) {
+		candidate_begin(t, candidate_replaced(t), off, len);
 		return NULL;
 	}
-	candidate_join(c, off, len, t->tick);
-	if (!is_stream(c))
+	candidate_join(t, i, off, len);
+	if (!is_stream(t, i))
 		return NULL;
-	s = stream_new(t, c, now);
-	c->last = 0;
+	s = stream_new(t, t->areas[i].lo, t->areas[i].hi, now);
+	t->areas[i].lo = t->areas[i].hi = AREA_NONE;
+	t->candidates[i].is_spared = false;
 	return s;
 }
