@@ -128,9 +128,11 @@ void http_each_count(struct http *h,
 
 static size_t on_head(char *data, size_t size, size_t n, void *arg)
 {
-	struct transfer *t = ((struct handle *)arg)->transfer;
+	struct handle *h = arg;
+	struct transfer *t = h->transfer;
 	size_t len = size * n;
 
+	loop_heard(h->here);
 	/* What follows the empty line are trailers, which may not change what the body was taken for. */
 	if (len >= 5 && memcmp(data, "HTTP/", 5) == 0)
 		t->is_head_over = false;

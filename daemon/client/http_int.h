@@ -29,7 +29,8 @@ struct here {
 	struct sock **socks;  /* by fd */
 	unsigned socks_n;     /* room in it */
 	unsigned socks_alive; /* that still have to be freed, the dead ones included */
-	struct co *closer;    /* waits until there are none */
+	struct sock *current; /* whose event curl is looking at */
+	struct co *closer;    /* waits until there are none of them */
 };
 
 /* An easy handle, for one transfer after the other. */
@@ -67,6 +68,8 @@ int loop_add(struct here *h, struct transfer *t);
 void loop_drop(struct transfer *t);
 /* Callbacks for sockets, of a new easy handle. */
 CURLcode loop_set_options(struct handle *h);
+/* From a callback of curl: an answer comes in. */
+void loop_heard(struct here *h);
 /* Closes every connection. Sockets that the engine still holds go a little later: see here->socks_alive. */
 void loop_close(struct here *h);
 /* The connection of a transfer that got no answer in time may be dead: ends it if it was silent since the start. */

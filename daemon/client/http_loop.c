@@ -6,18 +6,19 @@
  * and never from within curl: a watch fired, the timer fired, or the end of a turn in which transfers were added. Its
  * callbacks only note, arm and start.
  *
- * A socket (struct sock) lives from curl's wish for one until after its close:
+ * A struct sock stands for a socket that curl wants watched:
  *
+ *	want > 0     its watches are armed, and armed anew after each event
  *	want = 0     idle: nobody has a transfer on it. A watch that is armed still stays armed: the next request
  *		     will want it, and what it says meanwhile is not listened to
- *	want > 0     its watches are armed, and armed anew after each event
- *	is_dead      curl has closed it. It is shut down at once, so that the peer knows, but the number stays taken
- *		     until the engine has let go of both watches (io_uring ends them asynchronously): so a late
- *		     event cannot be taken for one of another connection
+ *	is_dead      gone from the table; freed when the engine has let go of its watches (io_uring ends them
+ *		     asynchronously), whose late events are not listened to
  *
- * curl's resolver has sockets of its own, which it opens and closes without asking (is_own is false). Those are dead
- * when curl says that it has no more use for them, and closing them is left to curl; the kernel's poll holds on to
- * the file, not to the number, and the event finds is_dead.
+ * When is it dead? A connection that was in use is closed through close_socket(): it is shut down at once, so that
+ * the peer knows, but its number stays taken until both watches are over. Sockets that never carried an answer
+ * (is_known is false: still connecting, or of curl's resolver) curl closes by itself and without a word, so those are
+ * dead as soon as curl does not want them watched, and their number is not touched: it may be another's by then.
+ * The kernel's poll holds on to the file and not to the number, so a late event cannot be for another connection.
  */
 #include <assert.h>
 #include <errno.h>
@@ -39,10 +40,12 @@ struct multi {
 
 struct sock {
 	struct here *here;
-	struct multi *multi; /* whose connection it is; known when curl first asks to watch it */
+	struct multi *multi; /* whose connection it is */
 	int fd;
 	int want; /* CURL_POLL_IN | CURL_POLL_OUT */
-	bool is_own, is_dead, is_held;
+	bool is_known, is_dead;
+	bool is_held;      /* in use by fired() */
+	bool is_to_close;  /* the number is ours to close */
 	uint64_t heard_ns; /* when something last came in */
 	struct io_watch in, out;
 };
@@ -57,7 +60,7 @@ static struct sock *sock_find(const struct here *h, int fd)
 	return (unsigned)fd < h->socks_n ? h->socks[fd] : NULL;
 }
 
-static struct sock *sock_new(struct here *h, int fd, bool is_own)
+static struct sock *sock_new(struct here *h, int fd)
 {
 	struct sock *s;
 
@@ -79,7 +82,6 @@ static struct sock *sock_new(struct here *h, int fd, bool is_own)
 		return NULL;
 	s->here = h;
 	s->fd = fd;
-	s->is_own = is_own;
 	h->socks[fd] = s;
 	h->socks_alive++;
 	return s;
@@ -92,7 +94,7 @@ static void sock_release(struct sock *s)
 
 	if (!s->is_dead || s->is_held || s->in.is_armed || s->out.is_armed)
 		return;
-	if (s->is_own)
+	if (s->is_to_close)
 		(void)close(s->fd); /* nothing to be done about an error */
 	free(s);
 	if (--h->socks_alive == 0 && h->closer != NULL)
@@ -104,8 +106,6 @@ static void sock_kill(struct sock *s)
 	s->is_dead = true;
 	s->want = 0;
 	s->here->socks[s->fd] = NULL;
-	if (s->is_own)
-		(void)shutdown(s->fd, SHUT_RDWR); /* it may not be connected */
 	/* False: the engine holds it still, and in_fired or out_fired will come here. */
 	(void)io_watch_cancel(&s->in);
 	(void)io_watch_cancel(&s->out);
@@ -167,7 +167,9 @@ static void fired(struct sock *s, int what)
 	if (!(s->want & what))
 		return;
 	s->is_held = true;
+	s->here->current = s;
 	enter(s->multi, s->fd, what == CURL_POLL_IN ? CURL_CSELECT_IN : CURL_CSELECT_OUT);
+	s->here->current = NULL;
 	s->is_held = false;
 	if (s->is_dead)
 		sock_release(s);
@@ -199,6 +201,12 @@ static void kicked(struct reactor_defer *d)
 
 /* ---- out of curl: these must not call it ---- */
 
+void loop_heard(struct here *h)
+{
+	if (h->current != NULL)
+		h->current->is_known = true;
+}
+
 static int want_timer(CURLM *curl, long ms, void *arg)
 {
 	struct multi *m = arg;
@@ -221,14 +229,14 @@ static int want_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *
 	(void)easy;
 	(void)sock;
 	if (what == CURL_POLL_REMOVE) {
-		if (s != NULL && s->is_own)
+		if (s != NULL && s->is_known)
 			s->want = 0;
 		else if (s != NULL)
 			sock_kill(s);
 		return 0;
 	}
 	if (s == NULL)
-		s = sock_new(m->here, fd, false);
+		s = sock_new(m->here, fd);
 	if (s == NULL)
 		return 0; /* as in sock_arm */
 	s->multi = m;
@@ -239,32 +247,27 @@ static int want_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *
 
 static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 {
-	struct here *h = arg;
 	int fd =
 		socket(addr->family, addr->socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, addr->protocol);
-	struct sock *stale;
+	struct sock *stale = fd >= 0 ? sock_find(arg, fd) : NULL;
 
 	(void)purpose;
-	if (fd < 0)
-		return CURL_SOCKET_BAD;
-	stale = sock_find(h, fd);
-	if (stale != NULL) /* one of curl's own: closed, or the number would not be free */
+	if (stale != NULL) /* closed, or the number would not be free */
 		sock_kill(stale);
-	if (sock_new(h, fd, true) == NULL) {
-		(void)close(fd);
-		return CURL_SOCKET_BAD;
-	}
-	return fd;
+	return fd >= 0 ? fd : CURL_SOCKET_BAD;
 }
 
 static int close_socket(void *arg, curl_socket_t fd)
 {
 	struct sock *s = sock_find(arg, fd);
 
-	if (s != NULL && s->is_own)
-		sock_kill(s);
-	else
+	if (s == NULL) {
 		(void)close(fd);
+		return 0;
+	}
+	s->is_to_close = true;
+	(void)shutdown(fd, SHUT_RDWR); /* it may not be connected any more */
+	sock_kill(s);
 	return 0;
 }
 
@@ -369,7 +372,7 @@ void loop_suspect(struct transfer *t)
 	if (curl_easy_getinfo(t->handle->easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&
 	    fd != CURL_SOCKET_BAD)
 		s = sock_find(t->multi->here, fd);
-	if (s != NULL && s->is_own && s->heard_ns < t->start_ns)
+	if (s != NULL && s->heard_ns < t->start_ns)
 		(void)shutdown(fd, SHUT_RDWR);
 }
 
@@ -380,4 +383,7 @@ void loop_close(struct here *h)
 		multi_free(h->multis[i]);
 		h->multis[i] = NULL;
 	}
+	for (unsigned fd = 0; fd < h->socks_n; fd++)
+		if (h->socks[fd] != NULL)
+			sock_kill(h->socks[fd]);
 }
