@@ -248,6 +248,17 @@ static int take_profile(struct s3_creds *c, const struct profile *p, const char 
 	return take_keys(c, p->key, p->secret, p->token, err);
 }
 
+/* Is the first line that counts the head of a section? */
+static bool has_sections(const char *text)
+{
+	text += strspn(text, " \t\r\n");
+	while (*text == '#' || *text == ';') {
+		text += strcspn(text, "\n");
+		text += strspn(text, " \t\r\n");
+	}
+	return *text == '[';
+}
+
 static int from_key_file(struct s3_config *c, const char *path, struct err *err)
 {
 	_cleanup_(cleanup_secretp) char *text = NULL;
@@ -259,8 +270,7 @@ static int from_key_file(struct s3_config *c, const char *path, struct err *err)
 
 	if (rc)
 		return rc;
-	at = text + strspn(text, " \t\r\n");
-	if (*at == '[') {
+	if (has_sections(text)) {
 		find_profile(text, name, false, &p);
 		if (!p.is_there)
 			return err_set(err, -EINVAL, "s3: %s has no profile [%s]", path, name);

@@ -297,6 +297,11 @@ const char *s3_endpoint(const struct s3 *s)
 	return s->endpoint;
 }
 
+const char *s3_bucket(const struct s3 *s)
+{
+	return s->bucket;
+}
+
 const char *s3_region(const struct s3 *s)
 {
 	return s->region;

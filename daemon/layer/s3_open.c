@@ -387,8 +387,8 @@ static CO_FN int explain_head(struct s3_self *self, int rc, struct s3_resp *resp
 	again = s3_insist(self->s3, &req, resp, NULL);
 	if (again == -ENOENT)
 		return err_set(err, again,
-			       "s3 %s: there is no object \"%s\" in this bucket; look at the path",
-			       s3_endpoint(self->s3), self->prefix);
+			       "s3 %s, bucket %s: there is no object \"%s\"; look at the path",
+			       s3_endpoint(self->s3), s3_bucket(self->s3), self->prefix);
 	return s3_explain(self->s3, again ? again : rc, resp, err);
 }
 

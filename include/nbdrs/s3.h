@@ -202,6 +202,7 @@ int s3_explain(const struct s3 *s, int rc, const struct s3_resp *resp, struct er
 
 /* "http://host:9000", "us-east-1", where the keys came from; borrowed. */
 const char *s3_endpoint(const struct s3 *s);
+const char *s3_bucket(const struct s3 *s);
 const char *s3_region(const struct s3 *s);
 const char *s3_key_source(const struct s3 *s);
 bool s3_is_path_style(const struct s3 *s);
