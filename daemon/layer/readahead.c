@@ -5,10 +5,11 @@
  *
  * Streams (readahead_streams.c) are found over all channels together, since the kernel spreads one stream over
  * its connections. A stream has a window: so many bytes are fetched, or on their way, beyond its highest
- * request. It begins at twice what was read, and doubles whenever a read has to wait for the store although all of
- * the last window was asked for. So a reader slower than the store costs little memory, one that is as
- * fast gets the whole `window`, and with it enough requests in flight to hide the latency. Nothing runs by
- * itself: each read of a stream tops the window up, and when the reads end, so does the fetching.
+ * request. It begins at twice what was read, and doubles whenever a read has to wait for the store although
+ * all of the last window was asked for. So a reader slower than the store costs little memory, and one that
+ * is as fast gets the whole `window`, with enough requests in flight to hide the latency. On a line that is
+ * full already it does not grow: others would wait. Nothing runs by itself: each read of a stream tops its
+ * window up, and when the reads end, so does the fetching.
  *
  * A piece (readahead_pieces.c) is what one fetch brings:
  *
@@ -65,6 +66,7 @@ struct readahead {
 	pthread_mutex_t lock; /* guards the rest; never held across a wait */
 	struct pieces pieces;
 	struct streams streams;
+	struct pace pace;
 	uint64_t sick_until;   /* ns */
 	uint64_t hits, misses; /* reads served from pieces, wholly or in part; all others */
 	uint64_t hit_bytes, fetches, fetched_bytes, failed;
@@ -187,6 +189,7 @@ static CO_FN void fetch(void *arg)
 	struct readahead *ra = c->layer->self;
 	struct iovec v;
 	struct iov iov = iov_one(&v, p->data, p->len);
+	uint64_t begun = now_ns();
 	int rc = ch_read(c->kids[0], (struct ext){ &obj_none, p->off, p->len }, &iov, 0);
 
 	pthread_mutex_lock(&ra->lock);
@@ -195,6 +198,7 @@ static CO_FN void fetch(void *arg)
 	if (rc == 0) {
 		p->fetched = p->len;
 		ra->fetched_bytes += p->len;
+		pace_note(&ra->pace, now_ns() - begun);
 	} else {
 		ra->failed++;
 		ra->sick_until = now_ns() + SICK_MS * MS;
@@ -311,7 +315,8 @@ static struct piece *plan(struct chan *c, struct ext e)
 	}
 	limit = ra->mem / 4 * 3 / MAX(1U, streams_active(&ra->streams, now - ACTIVE_MS * MS));
 	limit = MIN(limit, ra->window);
-	can_grow = s->pos > s->prev && s->pos > s->grow_at && !is_ready(ra, e.off + e.len - 1);
+	can_grow = s->pos > s->prev && s->pos > s->grow_at && !is_ready(ra, e.off + e.len - 1) &&
+		   !pace_is_crowded(&ra->pace);
 	if (can_grow)
 		s->window *= 2;
 	s->window = MAX(MIN(s->window, limit), (uint64_t)WINDOW_MIN);

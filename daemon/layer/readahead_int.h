@@ -137,4 +137,18 @@ struct stream *streams_note(struct streams *t, uint64_t off, uint64_t len, uint6
 /* Streams with a request since `since_ns`. */
 unsigned streams_active(const struct streams *t, uint64_t since_ns);
 
+/* --- Pace ------------------------------------------------------------------------------------- */
+
+/*
+ * Whether more requests at a time still bring more: as long as the time of a fetch is that of the way there and back.
+ * When it is many times that, they wait for each other on the line, and so does everything else.
+ */
+struct pace {
+	uint64_t best_ns; /* of late; 0 = none yet */
+	uint64_t mean_ns; /* of the last few */
+};
+
+void pace_note(struct pace *p, uint64_t took_ns);
+bool pace_is_crowded(const struct pace *p);
+
 #endif

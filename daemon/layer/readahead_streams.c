@@ -30,6 +30,8 @@ enum {
 	STREAM_NEAR = 16,
 	NEAR_MIN = 256 * KI,
 	NEAR_MAX = 8192 * KI,
+	CROWDED_MS = 300, /* shorter waits than this do nobody harm */
+	CROWDED_TIMES = 4,
 	REVIEW = 1024 * KI, /* a stream that moved so far is looked at again */
 };
 
@@ -227,4 +229,23 @@ struct stream *streams_note(struct streams *t, uint64_t off, uint64_t len, uint6
 	t->areas[i].lo = t->areas[i].hi = AREA_NONE;
 	t->candidates[i].is_spared = false;
 	return s;
+}
+
+/* --- Pace ------------------------------------------------------------------------------------- */
+
+void pace_note(struct pace *p, uint64_t took_ns)
+{
+	if (!p->best_ns) {
+		p->best_ns = p->mean_ns = took_ns;
+		return;
+	}
+	/* A way that has become longer is believed after a while: twice as long after 45 fetches. */
+	p->best_ns = MIN(took_ns, p->best_ns + p->best_ns / 64);
+	p->mean_ns = (3 * p->mean_ns + took_ns) / 4;
+}
+
+bool pace_is_crowded(const struct pace *p)
+{
+	return p->mean_ns > CROWDED_MS * UINT64_C(1000000) &&
+	       p->mean_ns > CROWDED_TIMES * p->best_ns;
 }

@@ -185,12 +185,39 @@ static void test_streams_end(void **state)
 	streams_free(&t);
 }
 
+/* A long way is no reason not to fetch more at a time, a full line is. */
+static void test_pace(void **state)
+{
+	enum { MS = 1000000 };
+	struct pace p = { 0 };
+
+	assert_false(pace_is_crowded(&p));
+	for (unsigned i = 0; i < 100; i++) {
+		pace_note(&p, 600 * (uint64_t)MS + i);
+		assert_false(pace_is_crowded(&p)); /* the far side of the moon */
+	}
+	p = (struct pace){ 0 };
+	for (uint64_t ms = 10; ms <= 250; ms += 10) {
+		pace_note(&p, ms * MS);
+		assert_false(pace_is_crowded(&p)); /* a line that fills, but not much */
+	}
+	for (unsigned i = 0; i < 10; i++)
+		pace_note(&p, 500 * (uint64_t)MS);
+	assert_true(pace_is_crowded(&p));
+	for (unsigned i = 0; i < 10; i++)
+		pace_note(&p, 20 * (uint64_t)MS);
+	assert_false(pace_is_crowded(&p));
+	for (unsigned i = 0; i < 400; i++) /* another line, and a longer one */
+		pace_note(&p, 500 * (uint64_t)MS);
+	assert_false(pace_is_crowded(&p));
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_pieces_cut),    cmocka_unit_test(test_pieces_consume),
 		cmocka_unit_test(test_pieces_memory), cmocka_unit_test(test_streams),
-		cmocka_unit_test(test_streams_end),
+		cmocka_unit_test(test_streams_end),   cmocka_unit_test(test_pace),
 	};
 
 	return cmocka_run_group_tests_name("readahead's parts", tests, NULL, NULL);
