@@ -38,14 +38,15 @@ struct fault {
 };
 
 static const int errors[] = { EIO,   ENOSPC,     ENOMEM, EPERM,     EINVAL,
-			      EROFS, EOPNOTSUPP, EAGAIN, ETIMEDOUT, ESHUTDOWN };
+			      EROFS, EOPNOTSUPP, EAGAIN, ETIMEDOUT, ESHUTDOWN, ECONNRESET, ECONNREFUSED };
 
 static const struct opt options[] = {
 	{ .name = "error",
 	  .type = OPT_ENUM,
 	  .field = offsetof(struct fault, error),
 	  .def = "EIO",
-	  .choices = "EIO|ENOSPC|ENOMEM|EPERM|EINVAL|EROFS|ENOTSUP|EAGAIN|ETIMEDOUT|ESHUTDOWN",
+	  .choices = "EIO|ENOSPC|ENOMEM|EPERM|EINVAL|EROFS|ENOTSUP|EAGAIN|ETIMEDOUT|ESHUTDOWN|"
+		     "ECONNRESET|ECONNREFUSED",
 	  .help = "what is answered" },
 	{ .name = "rate",
 	  .type = OPT_PERCENT,
