@@ -22,6 +22,8 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -155,6 +157,18 @@ static void enter(struct multi *m, curl_socket_t fd, int events)
 	reap(m);
 }
 
+/*
+ * Acknowledges at once what has come of an answer that is not complete. RadosGW, for one, sends head and body apart and
+ * leaves Nagle's algorithm on: the body waits for this, and the kernel would keep it back for 40 ms. The option is
+ * not a lasting one.
+ */
+static void ack_now(const struct sock *s)
+{
+	int on = 1;
+
+	(void)setsockopt(s->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on)); /* it is about speed only */
+}
+
 /* Errors of the socket are not passed on as such: curl gets them, with their number, from the call it tries. */
 static void fired(struct sock *s, int what)
 {
@@ -171,6 +185,8 @@ static void fired(struct sock *s, int what)
 	enter(s->multi, s->fd, what == CURL_POLL_IN ? CURL_CSELECT_IN : CURL_CSELECT_OUT);
 	s->here->current = NULL;
 	s->is_held = false;
+	if (what == CURL_POLL_IN && !s->is_dead && (s->want & CURL_POLL_IN))
+		ack_now(s);
 	if (s->is_dead)
 		sock_release(s);
 	else
