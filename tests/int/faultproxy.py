@@ -489,6 +489,66 @@ class Link:
                 return
 
 
+class BytePipe:
+    """A proxy that does not look into what it passes on (TLS, say); corrupt() turns one bit of the server's next bytes,
+    `after` further on."""
+
+    def __init__(self, port):
+        self.server_port, self.left, self.corrupted = port, None, 0
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self.listener.getsockname()[1]
+        self.sockets = [self.listener]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def corrupt(self, after):
+        self.left = after
+
+    def accept(self):
+        while True:
+            try:
+                client = self.listener.accept()[0]
+                server = socket.create_connection(("127.0.0.1", self.server_port))
+            except OSError:
+                return
+            self.sockets += [client, server]
+            for pair in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self.pump, args=pair, daemon=True).start()
+
+    def pump(self, source, sink, is_answer):
+        try:
+            while data := source.recv(64 << 10):
+                if is_answer and self.left is not None:
+                    if self.left < len(data):
+                        data = turned(data, self.left, 0)
+                        self.left = None
+                        self.corrupted += 1
+                    else:
+                        self.left -= len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # one side has hung up: so does the other, by the pump that reads from it
+            for s in (source, sink):
+                try:
+                    s.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def close(self):
+        for s in self.sockets:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            s.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
 def main():
     """By hand: faultproxy.py PORT [RATE [LATENCY_S [SEED]]], for a server on PORT of 127.0.0.1; prints its own."""
     words = [float(w) for w in sys.argv[1:]]

@@ -6,7 +6,7 @@
 import json
 import socket
 
-from faultproxy import Fault, FaultProxy
+from faultproxy import BytePipe, Fault, FaultProxy
 from s3client import S3
 from servers import RadosGW
 from stores_test import *
@@ -459,6 +459,23 @@ def small_faults_go_unnoticed():
                 off = (i * 7919 * 512 + 100) % (9 * MIB)  # no stream, which would be fetched before we come
                 same(c.read(off, 600), disk[off:off + 600], repr(fault))
                 assert proxy.counts[f"GET {fault}"] == 1, (fault, proxy.counts)
+    b.clear()
+
+
+@suite.case
+def tls_notices_what_was_changed_on_the_way():
+    # Over plain HTTP a server checks what it is sent (it is signed), but nobody can check a range that is read.
+    b = Bucket(server, client)
+    data = random.Random(SEED).randbytes(8 * MIB)
+    write_sharded(b, data)
+    with BytePipe(server.tls_port) as pipe:
+        conn = f"s3[ca_file={server.ca}]:https://{server.quoted_keys()}@127.0.0.1:{pipe.port}/{server.bucket}/{b.prefix}"
+        with Daemon([("disk", "sharded", conn)], env=clean_env()) as d, Nbd.connect(d.unix, "disk") as c:
+            for off, after in ((5 * MIB, 100000), (0, 0), (3 * MIB, 1000)):
+                before = pipe.corrupted
+                pipe.corrupt(after)
+                same(c.read(off, 300000), data[off:off + 300000], f"{off}")
+                assert pipe.corrupted == before + 1
     b.clear()
 
 

@@ -340,6 +340,16 @@ def killed_while_it_writes_whole_shards_to_s3():
 
 
 @suite.case
+def killed_while_it_writes_to_s3_that_fails():
+    place = Bucket(server, client)
+    with FaultProxy(server.port, SEED) as proxy:
+        proxy.mix(0.1)
+        rounds("sharded[size=256Ki]", "s3:" + server.url(place.prefix, proxy.port), 2 * MIB, KILLS // 3,
+               [lambda: read_any(place, 256 * KIB)], flushes_max=3)
+    place.clear()
+
+
+@suite.case
 def killed_while_it_writes_to_a_folder():
     place = Folder()
     rounds("sharded", place.chain, 8 * MIB, KILLS, [lambda: read_sharded(place)])
@@ -394,6 +404,45 @@ def lost_writes_are_noticed():
         assert f"sector {victim} " in str(e), e
     else:
         raise AssertionError("the check passes whatever the store holds")
+
+
+# --- Nodes that go away -----------------------------------------------------------------------------
+
+
+@suite.case
+def a_node_that_was_away_never_serves_old_data():
+    nodes = [Bucket(server, client), Folder()]
+    size = 8 * MIB
+    with FaultProxy(server.port) as proxy:
+        chain = (f"distributed[replicas=2,quorum=1,recheck=100ms]{{retry[deadline=200ms]:s3:"
+                 f"{server.url(nodes[0].prefix, proxy.port)},{nodes[1].chain}}}")
+        init("sharded", chain, size)
+        r = random.Random(SEED)
+        old, new = r.randbytes(size), bytearray(r.randbytes(size))
+        d = serve("sharded", chain)
+        with Nbd.connect(d.unix, "disk") as c:
+            c.write(0, old[:4 * MIB])
+            c.write(4 * MIB, old[4 * MIB:])
+            assert c.do(FLUSH) == 0
+            proxy.rule("reset")
+            # Node 0 is away. What is flushed now is on node 1, which knows that node 0 lacks it.
+            c.write(0, bytes(new[:4 * MIB]))
+            c.write(5 * MIB, bytes(new[5 * MIB:6 * MIB]))
+            assert c.do(FLUSH) == 0
+        d.kill()
+        new[4 * MIB:5 * MIB], new[6 * MIB:] = old[4 * MIB:5 * MIB], old[6 * MIB:]
+        # With a quorum of 1 either node may be the only one that has an answered change: both are needed to open.
+        _, err = run("check", "--open", "sharded", chain, code=1, secrets=[server.secret])
+        assert "node 0" in err and f"127.0.0.1:{proxy.port}" in err, err
+        proxy.clear()
+        with serve("sharded", chain) as d:
+            same(copy_out(d), bytes(new))
+            deadline = time.monotonic() + WAIT_S
+            while nodes[0].get("block-0-0") != bytes(new[:4 * MIB]) or nodes[0].get("block-1-0") != bytes(new[4 * MIB:]):
+                assert time.monotonic() < deadline, f"node 0 is not caught up:\n{d.text()}"
+            same(copy_out(d), bytes(new))
+        same(read_distributed(nodes, 2), bytes(new))
+    nodes[0].clear()
 
 
 # --- Memory and size -------------------------------------------------------------------------------
