@@ -83,9 +83,8 @@ static const struct opt options[] = {
 	  .type = OPT_SIZE,
 	  .field = offsetof(struct readahead, window),
 	  .def = "16Mi",
-	  .min = 64 * KI,
 	  .max = UINT64_C(1) << 30,
-	  .help = "a stream is read ahead up to this far" },
+	  .help = "a stream is read ahead up to this far, 0 = never" },
 	{ .name = "request",
 	  .type = OPT_SIZE,
 	  .field = offsetof(struct readahead, request),
@@ -408,7 +407,7 @@ static CO_FN int readahead_read(struct chan *c, struct ext e, const struct iov *
 	int rc = 0;
 
 	pthread_mutex_lock(&ra->lock);
-	planned = plan(c, e);
+	planned = ra->window ? plan(c, e) : NULL;
 	is_near = pieces_touch(&ra->pieces, e.off, e.off + e.len);
 	ra->hits += is_near;
 	ra->misses += !is_near;

@@ -303,10 +303,31 @@ static CO_FN int other_patterns(void *arg)
 	return 0;
 }
 
+/* Off: a stream goes down as it is; what was asked for to be cached still comes from there. */
+static CO_FN int switched_off(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+	uint64_t n = 0;
+
+	if (!c || run_write(r, 0, r->what->size, 0, 1))
+		return -1;
+	for (uint64_t off = 0; off < r->what->size; off += BLOCK, n++) {
+		if (run_check(r, off, BLOCK, 1))
+			return -1;
+	}
+	EXPECT(r, asked(r).ops == n, "%" PRIu64 " requests", asked(r).ops);
+	EXPECT(r, ch_cache(c, at(0, 10 * BLOCK)) == 0 && run_check(r, BLOCK, BLOCK, 1) == 0,
+	       "cache");
+	EXPECT(r, asked(r).ops == n + 1, "%" PRIu64 " requests", asked(r).ops);
+	return 0;
+}
+
 static void test_not_sequential(void **state)
 {
 	check("readahead:null[size=1Gi]", MI, random_reads);
 	check("readahead:mem[size=5Mi]", 5 * MI, other_patterns);
+	check("readahead[window=0]:mem[size=1Mi]", MI, switched_off);
 }
 
 /* --- Cache requests, limits, errors, the end -------------------------------------------------- */
