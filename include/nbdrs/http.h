@@ -69,8 +69,9 @@ struct http_resp {
 /* Copies what it needs of `conf`. Any thread. */
 int http_new(const struct http_conf *conf, struct http **out, struct err *err);
 /*
- * Closes this reactor's connections; nothing may be in flight here. From chan_close, and at the end of an open that
- * sent requests (its reactor need not get a channel). Requests after it start anew.
+ * Closes this reactor's connections; the caller has nothing in flight here. While another channel has, nothing
+ * happens: its own call will do it. From chan_close, and at the end of an open that sent requests (its reactor need
+ * not get a channel). Requests after it start anew.
  */
 CO_FN void http_close_here(struct http *h);
 /* After http_close_here on every reactor that used it. NULL is fine. */
