@@ -224,6 +224,7 @@ static CO_FN int dist_open(struct layer *l, struct err *err)
 	if (rc == 0) {
 		set_caps(l);
 		d->is_repairing = true;
+		d->has_work = d->marks_n > 0;
 		rc = co_spawn(repair_fiber, c);
 		if (rc != 0)
 			(void)err_set(err, rc, "out of memory");
@@ -275,7 +276,7 @@ static CO_FN void dist_chan_close(struct chan *c)
 /* --- Reading ---------------------------------------------------------------------------------- */
 
 /* The best of `holders`: not away, then the fastest for what it has to do, or the first. */
-static unsigned pick(const struct dist *d, const struct place *at, uint64_t holders)
+static unsigned pick(const struct dist *d, const struct place *at, uint64_t holders, bool in_order)
 {
 	uint64_t best_score = UINT64_MAX;
 	unsigned best = 0;
@@ -286,7 +287,7 @@ static unsigned pick(const struct dist *d, const struct place *at, uint64_t hold
 
 		if (!(holders & bit(r)))
 			continue;
-		if (d->read_from == READ_FASTEST && at->is_shard)
+		if (!in_order)
 			score = (n->ewma_ns + 1) * (n->inflight + 1);
 		score += n->is_away ? UINT64_MAX / 2 : 0;
 		if (score < best_score) {
@@ -356,11 +357,13 @@ static CO_FN int look(struct chan *c, struct look *k, const struct place *at, ui
 	struct dist *d = c->layer->self;
 	uint64_t left = holders & holders_joined(d, at);
 	int rc = -EIO, worst = 0;
+	/* stat: etags are each node's own, so always the same one. */
+	bool in_order = d->read_from == READ_FIRST || !at->is_shard || k->iov == NULL;
 
 	if (left == 0)
 		return holders_error(d, at, all_of(at));
 	while (left != 0) {
-		unsigned r = pick(d, at, left);
+		unsigned r = pick(d, at, left, in_order);
 
 		left &= ~bit(r);
 		rc = look_at(c, k, at, r);
@@ -388,7 +391,7 @@ static CO_FN void settle_first(struct chan *c, const struct obj *obj, const stru
 	struct range_hold hold;
 
 	rangelock_lock(&d->objects, &hold, obj->hash, 0, UINT64_MAX, false);
-	(void)repair_locked(c, obj->name, at); /* whether it is settled is looked at again */
+	(void)repair_locked(c, obj->name, at, true); /* whether it is settled is looked at again */
 	rangelock_unlock(&d->objects, &hold);
 }
 
@@ -448,7 +451,7 @@ static CO_FN int dist_cache(struct chan *c, struct ext e)
 	good = all_of(&at) & ~mark_view(d, e.obj->name).stale & holders_up(d, &at);
 	if (good == 0)
 		return 0;
-	r = pick(d, &at, good);
+	r = pick(d, &at, good, d->read_from == READ_FIRST);
 	if (node_chan(c, at.node[r], &kid) != 0)
 		return 0;
 	place_stored(&at, e.obj->name, r, &obj);

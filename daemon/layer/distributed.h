@@ -249,9 +249,10 @@ CO_FN int join_nodes(struct chan *c);
 CO_FN int join_late(struct chan *c, unsigned node);
 /*
  * With the whole object locked: decides which of differing replicas counts, records what is not, and copies to
- * stale replicas whose node is up. 0 when nothing is stale any more, else why.
+ * stale replicas whose node is up, or (`is_needed`: a request waits for it) may be. 0 when nothing is stale any
+ * more, else why.
  */
-CO_FN int repair_locked(struct chan *c, const char *name, const struct place *at);
+CO_FN int repair_locked(struct chan *c, const char *name, const struct place *at, bool is_needed);
 /* A read found the object missing or broken on holder `r`, and good on another one. */
 CO_FN void distrust(struct chan *c, const char *name, const struct place *at, unsigned r,
 		    bool is_missing);

@@ -152,7 +152,7 @@ static CO_FN int pay_debts(struct chan *c)
 		(void)obj_set(&obj, name); /* came from above as an object */
 		(void)place_name(d->placing, name, &at);
 		rangelock_lock(&d->objects, &hold, obj.hash, 0, UINT64_MAX, false);
-		repaired = repair_locked(c, name, &at);
+		repaired = repair_locked(c, name, &at, true);
 		pthread_mutex_lock(&d->lock);
 		m = mark_find(d, name);
 		if (m != NULL && (m->stale & ~m->recorded) == 0 &&

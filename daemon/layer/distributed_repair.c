@@ -135,11 +135,22 @@ static CO_FN int choose(struct chan *c, const char *name, const struct place *at
 	return rc;
 }
 
-int repair_locked(struct chan *c, const char *name, const struct place *at)
+/* Holders whose node is up, and has not refused a copy a moment ago. */
+static uint64_t holders_ready(const struct dist *d, const struct place *at)
+{
+	uint64_t now = now_ns(), mask = holders_up(d, at);
+
+	for (unsigned r = 0; r < at->n; r++)
+		if (d->nodes[at->node[r]].not_before > now)
+			mask &= ~bit(r);
+	return mask;
+}
+
+int repair_locked(struct chan *c, const char *name, const struct place *at, bool is_needed)
 {
 	struct dist *d = c->layer->self;
 	struct view v = mark_view(d, name);
-	uint64_t good;
+	uint64_t good, ready;
 	int rc = v.is_unsettled ? choose(c, name, at) : 0;
 
 	if (rc == 0)
@@ -148,18 +159,16 @@ int repair_locked(struct chan *c, const char *name, const struct place *at)
 		return rc;
 	v = mark_view(d, name);
 	good = all_of(at) & ~v.stale & holders_joined(d, at);
+	ready = v.stale & (is_needed ? holders_joined(d, at) : holders_ready(d, at));
 	for (unsigned r = 0; r < at->n; r++) {
-		int copied = -EIO;
+		int copied = ready & bit(r) ? -EIO : 0;
 
-		if (!(v.stale & holders_up(d, at) & bit(r)) ||
-		    d->nodes[at->node[r]].not_before > now_ns())
-			continue;
 		for (unsigned from = 0; from < at->n && copied != 0; from++)
-			if (good & bit(from) && d->nodes[at->node[r]].not_before <= now_ns())
+			if (good & bit(from))
 				copied = copy(c, name, at, from, r);
-		if (copied == 0)
+		if (ready & bit(r) && copied == 0)
 			set_good(d, name, at, r);
-		else
+		else if (copied != 0)
 			rc = copied;
 	}
 	if (mark_view(d, name).stale != v.stale) {
@@ -211,7 +220,7 @@ void distrust(struct chan *c, const char *name, const struct place *at, unsigned
 		if (m != NULL && (all_of(at) & ~m->stale & ~bit(r)) != 0)
 			mark_set_stale(d, m, at, m->stale | bit(r));
 		pthread_mutex_unlock(&d->lock);
-		(void)repair_locked(c, name, at); /* tried again in the background */
+		(void)repair_locked(c, name, at, false); /* tried again in the background */
 	}
 	rangelock_unlock(&d->objects, &hold);
 }
@@ -225,11 +234,8 @@ struct round {
 
 static bool needs_work(struct dist *d, const struct mark *m, const struct place *at)
 {
-	uint64_t now = now_ns(), up = holders_up(d, at);
+	uint64_t up = holders_ready(d, at);
 
-	for (unsigned r = 0; r < at->n; r++)
-		if (d->nodes[at->node[r]].not_before > now)
-			up &= ~bit(r);
 	if (m->is_unsettled || m->stale & up || m->stale & ~m->recorded)
 		return up != 0;
 	return m->lingering != 0 && up == all_of(at);
@@ -280,7 +286,7 @@ static CO_FN void worker(void *arg)
 
 		(void)obj_set(&obj, name); /* came from above as an object */
 		rangelock_lock(&d->objects, &hold, obj.hash, 0, UINT64_MAX, false);
-		(void)repair_locked(rd->c, name, &at); /* what stays stale is looked at again */
+		(void)repair_locked(rd->c, name, &at, false); /* what stays stale is looked at again */
 		rangelock_unlock(&d->objects, &hold);
 		if (is_busy(d))
 			co_sleep(MIN(now_ns() - start, UINT64_C(1000000000)));

@@ -32,6 +32,7 @@ struct change {
 	const char *etag;
 	unsigned fl;
 	struct obj_stat st; /* of a put */
+	unsigned st_from;
 	bool has_st;
 	uint64_t ask; /* holders */
 	struct each each;
@@ -75,8 +76,10 @@ static CO_FN int change_holder(struct each *e, unsigned r, struct chan *kid)
 	default: break;
 	}
 	rc = ch_put(kid, &put, &st);
-	if (rc == 0 && !ch->has_st) {
+	/* Of the first in order, as stat asks it: the same etag. */
+	if (rc == 0 && (!ch->has_st || r < ch->st_from)) {
 		ch->st = st;
+		ch->st_from = r;
 		ch->has_st = true;
 	}
 	return rc;
@@ -96,7 +99,7 @@ static CO_FN int choose_holders(struct change *ch, uint64_t *ask)
 		return d->broken;
 	if (!is_whole(ch) && ch->is_locked_whole) {
 		(void)repair_locked(ch->c, ch->obj.name,
-				    &ch->at); /* what counts is who is good after it */
+				    &ch->at, true); /* what counts is who is good after it */
 		v = mark_view(d, ch->obj.name);
 		if (v.is_unsettled)
 			return holders_error(d, &ch->at, all_of(&ch->at));
