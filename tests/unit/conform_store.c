@@ -55,6 +55,16 @@ int store_reopen(struct store_run *r)
 	return 0;
 }
 
+bool store_can(const struct store_run *r, unsigned caps)
+{
+	return (chain_top(r->chain)->caps & caps) == caps;
+}
+
+unsigned store_less(const struct store_run *r, unsigned n)
+{
+	return MAX(n / MAX(r->what->few, 1U), 1U);
+}
+
 struct obj store_obj(const struct store_run *r, const char *name)
 {
 	char text[OBJ_NAME_MAX + 1];

@@ -58,12 +58,26 @@ extern const struct store_case store_cases[]; /* ended by a NULL name */
  */
 const char *store_with(const struct store_what *what, int (*fn)(void *run));
 
+/* Cases of conform_store_shared.c. */
+CO_FN int store_case_if_absent(void *run);
+CO_FN int store_case_if_match(void *run);
+CO_FN int store_case_partial(void *run);
+CO_FN int store_case_map(void *run);
+CO_FN int store_case_reopen(void *run);
+CO_FN int store_case_concurrent(void *run);
+CO_FN int store_case_random(void *run);
+
 /* --- For cases -------------------------------------------------------------------------------- */
 
 /* This reactor's channel; NULL after store_fail. */
 CO_FN struct chan *store_chan(struct store_run *r);
 /* Closes and opens the chain; 0, or -1 after store_fail. Nobody else uses it. */
 CO_FN int store_reopen(struct store_run *r);
+
+/* Has the chain all of these capabilities? */
+bool store_can(const struct store_run *r, unsigned caps);
+/* `n`, or fewer as the run wants; at least 1. */
+unsigned store_less(const struct store_run *r, unsigned n);
 
 /* The object `prefix` + `name`. */
 struct obj store_obj(const struct store_run *r, const char *name);
