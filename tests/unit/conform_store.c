@@ -342,7 +342,8 @@ const char *store_with(const struct store_what *what, int (*fn)(void *run))
 	set_up(&r, fn, text);
 	if (rmdir(r.folder) != 0)
 		(void)store_fail(&r, __LINE__, "%s: %s", r.folder, strerror(errno));
-	(void)snprintf(failure, sizeof(failure), "%s: %s", what->text, r.failure);
+	(void)snprintf(failure, sizeof(failure), "%s: %s", what->label ? what->label : what->text,
+		       r.failure);
 	pthread_mutex_destroy(&r.lock);
 	return r.failure[0] ? failure : NULL;
 }

@@ -17,10 +17,11 @@
 #include "nbdrs/layer.h"
 
 struct store_what {
-	const char *text; /* the chain, without a mapping; "@" stands for a folder of its own */
-	const char *only; /* the one case to run; NULL = all */
-	bool in_memory;   /* its folder may be in memory: syncing disks takes its time */
-	unsigned few;     /* share the numbers of objects and rounds by this; 0 = 1 */
+	const char *text;  /* the chain, without a mapping; "@" stands for a folder of its own */
+	const char *label; /* printed instead of the text, which may hold keys; NULL = the text */
+	const char *only;  /* the one case to run; NULL = all */
+	bool in_memory;    /* its folder may be in memory: syncing disks takes its time */
+	unsigned few;      /* share the numbers of objects and rounds by this; 0 = 1 */
 };
 
 /* One run of one case. */

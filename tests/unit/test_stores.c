@@ -69,7 +69,7 @@ static unsigned add_suite(unsigned n, const struct store_what *what)
 		assert_true(n < TESTS_MAX);
 		jobs[n] = (struct job){ what, c };
 		(void)snprintf(names[n], sizeof(names[n]), "%s: %s",
-			       getenv("NBDRS_STORE") ? "store" : what->text, c->name);
+			       what->label ? what->label : what->text, c->name);
 		tests[n] = (struct CMUnitTest){ .name = names[n],
 						.test_func = test_job,
 						.initial_state = &jobs[n] };
@@ -89,6 +89,7 @@ int main(int argc, char **argv)
 
 	given.text = getenv("NBDRS_STORE");
 	if (given.text) {
+		given.label = "NBDRS_STORE";
 		given.few = 10;
 		n = add_suite(n, &given);
 	} else {
