@@ -18,6 +18,8 @@ extern const struct layer_ops distributed_layer;
 extern const struct layer_ops readahead_layer;
 extern const struct layer_ops s3_layer;
 extern const struct layer_ops retry_layer;
+extern const struct layer_ops http_layer;
+extern const struct layer_ops https_layer;
 
 /* Not in the registry: what stands in a store's place where objects are wanted (see layer_ops.keyed). */
 extern const struct layer_ops mem_store_layer;

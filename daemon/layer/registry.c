@@ -9,7 +9,7 @@
 
 const struct layer_ops *const layers[] = {
 	&raw_layer, &sharded_layer, &file_layer, &mem_layer, &null_layer, &delay_layer, &fault_layer, &readahead_layer, &distributed_layer,
-	&s3_layer, &retry_layer,
+	&s3_layer, &retry_layer, &http_layer, &https_layer,
 	NULL,
 };
 

@@ -99,7 +99,7 @@ static bool data(const struct request *q)
 	const char *range = header(q, "Range");
 	unsigned from = 0, last = s->data_len - 1;
 	bool is_head = strcmp(q->method, "HEAD") == 0, is_part;
-	char head[1024], etag[64] = "", content_range[128] = "";
+	char head[1024], etag[64] = "", content_range[128] = "", modified[64] = "", total[16] = "*";
 
 	if (is_head && !s->has_head)
 		return send_text(q->fd, "HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n");
@@ -110,17 +110,21 @@ static bool data(const struct request *q)
 		return send_text(q->fd, "HTTP/1.1 416 No\r\nContent-Range: bytes */0\r\n"
 					"Content-Length: 0\r\n\r\n");
 	last = last < s->data_len ? last : s->data_len - 1;
-	if (is_part && s->has_short_ranges && last > from)
+	if (is_part && s->is_short && last > from)
 		last--;
 	if (s->etag >= 0)
 		(void)snprintf(etag, sizeof(etag), "ETag: \"v%d\"\r\n", s->etag);
+	if (s->modified > 0)
+		(void)snprintf(modified, sizeof(modified),
+			       "Last-Modified: Thu, 01 Jan 1970 00:00:%02d GMT\r\n", s->modified);
+	if (s->has_total)
+		(void)snprintf(total, sizeof(total), "%u", s->data_len);
 	if (is_part)
 		(void)snprintf(content_range, sizeof(content_range),
-			       "Content-Range: bytes %u-%u/%u\r\n", from, last, s->data_len);
+			       "Content-Range: bytes %u-%u/%s\r\n", from, last, total);
 	(void)snprintf(head, sizeof(head), "HTTP/1.1 %s\r\n%s%s%s%s%sContent-Length: %u\r\n\r\n",
 		       is_part ? "206 Partial Content" : "200 OK", etag, content_range,
-		       s->has_ranges ? "Accept-Ranges: bytes\r\n" : "",
-		       s->has_modified ? "Last-Modified: Thu, 01 Jan 1970 00:00:10 GMT\r\n" : "",
+		       s->has_ranges ? "Accept-Ranges: bytes\r\n" : "", modified,
 		       s->is_encoded ? "Content-Encoding: gzip\r\n" : "", last - from + 1);
 	return send_text(q->fd, head) && (is_head || send_pattern(q->fd, from, last + 1UL));
 }
@@ -263,6 +267,10 @@ static bool receive_head(struct request *q)
 			return false;
 		q->len += (size_t)n;
 		q->head[q->len] = '\0';
+		if (q->head[0] < 'A' || q->head[0] > 'Z') {
+			(void)send_text(q->fd, "HTTP/1.1 400 TLS, is it?\r\n\r\n");
+			return false;
+		}
 	}
 	q->head_len = (size_t)(end + 4 - q->head);
 	return sscanf(q->head, "%15s %255s", q->method, q->path) == 2;
@@ -317,7 +325,7 @@ struct http_server *http_server_start(void)
 	assert(s != NULL);
 	s->data_len = 1 << 20;
 	s->etag = 1;
-	s->has_ranges = s->has_head = true;
+	s->has_ranges = s->has_head = s->has_total = true;
 	(void)pthread_mutex_init(&s->lock, NULL);
 	(void)pthread_cond_init(&s->gate, NULL);
 	s->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -37,7 +37,10 @@ struct http_server {
 	_Atomic int etag;        /* the number in its ETag; < 0: none */
 	_Atomic bool has_ranges; /* else 200 and all of it */
 	_Atomic bool has_head;   /* else HEAD is 405 */
-	_Atomic bool has_modified, is_encoded, has_short_ranges;
+	_Atomic int modified;    /* seconds of its Last-Modified; 0: none */
+	_Atomic bool has_total;  /* in Content-Range */
+	_Atomic bool is_encoded; /* Content-Encoding: gzip (it is not) */
+	_Atomic bool is_short;   /* ranges lack their last byte, if they have more than one */
 	_Atomic bool needs_auth; /* 401 but for user "me", password "se cret" */
 	/* Seen so far. */
 	_Atomic unsigned conns, requests, at_gate, at_gate_max;

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * An S3 server for unit tests, with the habits of servers that RadosGW does not show: objects in memory, one bucket, path
+ * style, a thread for each connection. It looks at dates, body hashes and the access key, and takes any signature.
+ */
+#ifndef NBDRS_TEST_S3_FAKE_H
+#define NBDRS_TEST_S3_FAKE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { FAKE_CONNS_MAX = 256, FAKE_OBJECTS_MAX = 4096, FAKE_HEAD_MAX = 16384 };
+
+#define FAKE_KEY    "fakekey"
+#define FAKE_SECRET "fakes3cret"
+
+enum fake_cond {
+	COND_ATOMIC,     /* 412 */
+	COND_CONFLICT,   /* 409 */
+	COND_IGNORED,    /* 200, and the object is replaced */
+	COND_UNKNOWN,    /* 501 */
+	COND_ONLY_ABSENT /* If-Match is ignored */
+};
+
+enum fake_ranges { RANGES_FINE, RANGES_IGNORED, RANGES_SHIFTED, RANGES_SHORT };
+
+struct fake_object {
+	char *key;
+	uint8_t *data;
+	size_t len;
+	unsigned version; /* its ETag */
+};
+
+struct s3_fake {
+	int port;
+
+	/* Habits: changed between requests only. */
+	enum fake_cond cond;
+	enum fake_ranges ranges;
+	bool has_no_multi_delete, has_no_etags, is_public, repeats_token;
+	unsigned page;           /* keys on a page of a listing */
+	int64_t clock_off_s;     /* of its clock */
+	const char *token;       /* the session token it wants; NULL = none */
+	const char *undeletable; /* a key */
+	/* Answers the next `forced_n` requests of that method ("" = any) with this. */
+	_Atomic unsigned forced_n;
+	const char *forced_method, *forced_headers, *forced_body;
+	int forced_status;
+
+	/* Seen. */
+	_Atomic unsigned requests, skewed, bad_hashes, unsigned_requests, multi_deletes, deletes,
+		lists;
+	_Atomic bool is_unsorted; /* a query was not in canonical order */
+
+	struct fake_object *objects; /* sorted by key; guarded by lock */
+	unsigned objects_n, versions;
+	pthread_mutex_t lock;
+	int fd;
+	pthread_t thread;
+	bool is_stopping;
+	struct {
+		int fd;
+		pthread_t thread;
+	} conn[FAKE_CONNS_MAX];
+	unsigned conns_n;
+};
+
+/* Asserts that it works. */
+struct s3_fake *s3_fake_start(void);
+void s3_fake_stop(struct s3_fake *f);
+/* Puts an object there, past the network. */
+void s3_fake_put(struct s3_fake *f, const char *key, const void *data, size_t len);
+bool s3_fake_has(struct s3_fake *f, const char *key);
+
+#endif
