@@ -43,6 +43,7 @@ PR_SET_PDEATHSIG = 1
 ACCESS, SECRET = "nbdrstest", "se/cret+of%tests"
 ACCESS2, SECRET2 = "tenant:user:key", "another:se/cret"
 BUCKET = "nbdrs"
+TOKEN = "nobody-may-see-this"  # nginx wants it in the header X-Token for /private/
 DNS_NAME = "s3.localhost"  # bucket.s3.localhost: curl takes all of .localhost for loopback
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -412,6 +413,7 @@ http {{
 		location /slow/ {{ alias {dir}/www/; limit_rate {rate}; }}
 		location /noranges/ {{ alias {dir}/www/; max_ranges 0; }}
 		location /noetag/ {{ alias {dir}/www/; etag off; }}
+		location /private/ {{ if ($http_x_token != "{token}") {{ return 403; }} alias {dir}/www/; }}
 		location /forbidden/ {{ return 403; }}
 		location /unauthorized/ {{ return 401; }}
 		location /moved/ {{ rewrite ^/moved/(.*)$ /$1 redirect; }}
@@ -424,7 +426,7 @@ http {{
 
 class Nginx(Server):
     """A web server of the files in .www: /NAME, and /slow/NAME (`rate` bytes a second on each connection),
-    /noranges/NAME, /noetag/NAME, /moved/NAME; /forbidden/, /unauthorized/, /broken/ and /busy/ never serve."""
+    /noranges/NAME, /noetag/NAME, /moved/NAME, /private/NAME (see TOKEN); /forbidden/, /unauthorized/, /broken/ and /busy/ never serve."""
 
     def __init__(self, folder=None, rate="256k"):
         super().__init__(folder)
@@ -435,7 +437,7 @@ class Nginx(Server):
             self.ca, key = make_ca(self.dir, "nginx")
             with open(f"{self.dir}/nginx.conf", "w") as f:
                 f.write(NGINX_CONF.format(dir=self.dir, port=self.port, tls_port=self.tls_port, cert=self.ca,
-                                          key=key, rate=rate))
+                                          key=key, rate=rate, token=TOKEN))
             self.url = f"http://127.0.0.1:{self.port}"
             self.tls_url = f"https://127.0.0.1:{self.tls_port}"
             self.start()
@@ -447,6 +449,10 @@ class Nginx(Server):
         p = self.spawn("nginx", ["nginx", "-p", self.dir, "-e", f"{self.dir}/nginx.log", "-c",
                                  f"{self.dir}/nginx.conf"], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
         wait_for("nginx", lambda: listens(self.port), p, self.log("nginx"))
+
+    def stop_serving(self):
+        """Until start()."""
+        self.end("nginx")
 
     def environment(self):
         return {"NBDRS_TEST_HTTP": self.url, "NBDRS_TEST_HTTPS": self.tls_url,
