@@ -34,7 +34,7 @@ struct s3 {
 
 	_Atomic(struct s3_keys *) keys; /* the newest */
 	struct co_mutex renewing;
-	uint64_t renewed_ns; /* when they were read last; guarded by renewing */
+	uint64_t renewed_ns; /* when they were read again, 0 = never; guarded by renewing */
 
 	_Atomic int64_t skew_s;          /* what is added to our clock */
 	_Atomic uint64_t sent, received; /* bytes of bodies; relaxed, for people */

@@ -57,7 +57,8 @@ bool s3_renew(struct s3 *s, const struct s3_creds *used)
 
 	co_mutex_lock(&s->renewing);
 	now = &atomic_load(&s->keys)->creds;
-	if (now == used && now_ns() - s->renewed_ns > RENEW_PAUSE_S * UINT64_C(1000000000)) {
+	if (now == used &&
+	    (!s->renewed_ns || now_ns() - s->renewed_ns > RENEW_PAUSE_S * UINT64_C(1000000000))) {
 		struct s3_config config = { .key_file = s->key_file,
 					    .profile = s->profile,
 					    .token = s->token };
@@ -250,7 +251,6 @@ int s3_new(const struct s3_conf *conf, struct s3 **out, struct err *err)
 	co_mutex_init(&s->renewing);
 	rc = offload(load_job, &job);
 	if (!rc) {
-		s->renewed_ns = now_ns();
 		rc = fill(s, conf, &config, err);
 		s3_config_free(&config);
 	}

@@ -114,11 +114,11 @@ static CO_FN int put(struct trial *t, const char *name, const char *data, enum p
 
 static CO_FN int get(struct trial *t, const char *name, uint64_t off, char *buf, size_t len)
 {
-	struct obj o = named(name);
+	struct obj o = name[0] ? named(name) : obj_none;
 	struct iovec v;
 	struct iov iov = iov_one(&v, buf, len);
 
-	return ch_read(t->c, (struct ext){ name[0] ? &o : &obj_none, off, len }, &iov, 0);
+	return ch_read(t->c, (struct ext){ &o, off, len }, &iov, 0);
 }
 
 /* The next n requests of that method are answered so. */
@@ -509,6 +509,12 @@ static CO_FN int expiry(void *arg)
 	fake->token = "first";
 	open_as(&t, options, "", "p/", NULL, false);
 	EXPECT(t.rc == 0 && get(&t, "a", 0, buf, 4) == -ENOENT);
+	fake->token = "next";
+	write_keys(path, "next");
+	EXPECT(get(&t, "a", 0, buf, 4) == -ENOENT);
+	/* Not read again with every request. */
+	fake->token = "last";
+	EXPECT(get(&t, "a", 0, buf, 4) == -EACCES);
 	close_trial(&t);
 	/* Stale from the start: there is nothing new to be read. */
 	fake->token = "second";
