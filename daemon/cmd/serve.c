@@ -101,9 +101,11 @@ static CO_FN void close_all(struct serve *s)
 	listeners_stop();
 	if (conns_n())
 		log_info("draining connections=%u", conns_n());
+	retry_stop_by(now_ns() + s->a->drain_ns);
 	cut = conns_drain(now_ns() + s->a->drain_ns);
 	if (cut)
 		log_warn("connections cut off when the drain time was over n=%u", cut);
+	retry_stop_by(now_ns() + s->a->drain_ns); /* once more as long, for the last flush */
 	rc = exports_close();
 	if (rc) {
 		s->has_flush_failed = true;

@@ -20,6 +20,8 @@
  * that overtake each other here were not ordered by the client either. Flush covers what was answered before it came:
  * what waits here was not.
  *
+ * When the daemon is to end, it ends by the time that it is given (retry_stop_by()), however long the deadline is.
+ *
  * Opening is not retried: the layer below opens before this one, and a store that is away at the daemon's start fails
  * the start. Memory: that of the requests in flight.
  */
@@ -39,6 +41,8 @@
 #define SECOND UINT64_C(1000000000)
 /* So long without a failure, and nobody waiting, and the store is well again. */
 #define CALM_NS (5 * SECOND)
+/* A sleeper looks so often whether the daemon is to end. */
+#define LOOK_NS (SECOND / 2)
 enum { COMPARE_PIECE = 256 * 1024 };
 
 struct retry {
@@ -57,6 +61,8 @@ struct retry {
 struct retry_chan {
 	uint64_t random;
 };
+
+static _Atomic uint64_t stop_by; /* 0 = the daemon goes on; relaxed, it orders nothing else */
 
 static const struct opt options[] = {
 	{ .name = "max",
@@ -205,11 +211,33 @@ static uint64_t pause_length(const struct attempts *a, uint64_t now)
 	return pause;
 }
 
+void retry_stop_by(uint64_t ns)
+{
+	atomic_store_explicit(&stop_by, ns, memory_order_relaxed);
+}
+
+/* When this request has to have an end; UINT64_MAX = never. */
+static uint64_t end_of(const struct attempts *a)
+{
+	const struct retry *r = a->c->layer->self;
+	uint64_t end = r->deadline ? a->start + r->deadline : UINT64_MAX;
+	uint64_t stop = atomic_load_explicit(&stop_by, memory_order_relaxed);
+
+	return stop ? MIN(end, stop) : end;
+}
+
+/* The last try is at the end. */
+static CO_FN void sleep_until(const struct attempts *a, uint64_t until)
+{
+	for (uint64_t now = now_ns(); now < MIN(until, end_of(a)); now = now_ns())
+		co_sleep(MIN(MIN(until, end_of(a)) - now, LOOK_NS));
+}
+
 /* After a try that ended with rc: shall there be another one? Then the pause is over. */
 static CO_FN bool again(struct attempts *a, int rc)
 {
 	struct retry *r = a->c->layer->self;
-	uint64_t now, took, pause;
+	uint64_t now, pause;
 
 	if (likely(!is_transient(rc))) {
 		if (unlikely(atomic_load_explicit(&r->is_sick, memory_order_relaxed)))
@@ -217,16 +245,14 @@ static CO_FN bool again(struct attempts *a, int rc)
 		return false;
 	}
 	now = now_ns();
-	took = now - a->start;
-	if ((r->max && a->failed >= r->max) || (r->deadline && took >= r->deadline)) {
-		note_given_up(r, a->op, rc, took, a->failed + 1);
+	if ((r->max && a->failed >= r->max) || now >= end_of(a)) {
+		note_given_up(r, a->op, rc, now - a->start, a->failed + 1);
 		return false;
 	}
 	note_failure(r, a->op, rc);
 	pause = pause_length(a, now);
 	a->failed++;
-	/* The last try is at the deadline. */
-	co_sleep(r->deadline ? MIN(pause, r->deadline - took) : pause);
+	sleep_until(a, now + pause);
 	pthread_mutex_lock(&r->lock);
 	r->waiting--;
 	pthread_mutex_unlock(&r->lock);

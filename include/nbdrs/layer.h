@@ -141,7 +141,7 @@ struct layer_ops {
 	bool takes_target;		 /* name:TARGET, the rest verbatim */
 	bool is_store;			 /* ends a chain */
 	bool keyed_kids;		 /* its kids are keyed; a filter's are when it is keyed itself */
-	bool may_miss_kids;		 /* a kid that can't be reached stays closed (open_error); layer_kid_open tries again */
+	bool may_miss_kids;		 /* a kid out of reach stays closed (open_error), for layer_kid_open later */
 	const struct layer_ops *keyed;	 /* of a store: what stands in its place where objects are wanted */
 	uint16_t self_size, chan_size;
 	uint8_t min_kids, max_kids;
@@ -186,7 +186,8 @@ struct layer_ops {
 	 *	put	the whole object at once, or not at all. -EEXIST: PUT_IF_ABSENT and it is there; -ESTALE: PUT_IF_MATCH
 	 *		and it is another one or gone; -ENOTSUP: no CAN_PUT_IF. *st (may be NULL) is the new one's.
 	 *	del	all of them, in any order; one that is missing is fine. As many as you like at a time.
-	 *	list	those whose names begin with `prefix`, in any order.
+	 *	list	those whose names begin with `prefix`, in any order. A name may come twice: when an object is put
+	 *		meanwhile, or a listing that failed midway was begun anew (retry).
 	 */
 	CO_FN int (*stat)(struct chan *c, const struct obj *obj, struct obj_stat *st);
 	CO_FN int (*put)(struct chan *c, const struct put *p, struct obj_stat *st);
@@ -347,6 +348,12 @@ CO_FN int chan_kid(struct chan *c, unsigned i, struct chan **out);
  * out of order (-EAGAIN: 429 and 5xx). What is refused (EACCES, ENOENT, EINVAL, EEXIST, ESTALE, ENOSPC ...) is not.
  */
 bool is_transient(int rc);
+
+/*
+ * The daemon is to end: from this time on (ns of the monotonic clock) no layer `retry` repeats anything, and what
+ * waits for its repeat gives up. 0 = as usual. Any thread.
+ */
+void retry_stop_by(uint64_t ns);
 
 /* The registry: all layers, ended by NULL. */
 extern const struct layer_ops *const layers[];

@@ -303,6 +303,46 @@ static void test_outage(void **state)
 	      outage);
 }
 
+/* The daemon is to end, the store is away for good: who would wait for ever gives up. */
+static CO_FN int stopper(struct store_run *r, unsigned i, void *arg)
+{
+	uint64_t start = now_ns();
+	char name[16];
+	int rc;
+
+	if (i == 0) {
+		while (status(r, "waiting") < 3)
+			co_yield();
+		retry_stop_by(now_ns() + 1000000);
+		return 0;
+	}
+	(void)snprintf(name, sizeof(name), "w%u", i);
+	rc = store_put(r, name, name, strlen(name), PUT_ALWAYS, NULL, NULL);
+	CHECK(r, rc == -ECONNREFUSED, "%s", err_name(rc));
+	CHECK(r, now_ns() - start < UINT64_C(30000000000), "waited too long");
+	return 0;
+}
+
+static CO_FN int stopping(void *arg)
+{
+	struct store_run *r = arg;
+	int rc = store_fibers(r, 4, stopper, NULL);
+
+	/* Each request is still tried once. */
+	if (rc == 0)
+		rc = put(r, "x", PUT_ALWAYS, NULL) == -ECONNREFUSED
+			     ? 0
+			     : store_fail(r, __LINE__, "the last one");
+	retry_stop_by(0);
+	CHECK(r, status(r, "waiting") == 0, "waiting: %ld", status(r, "waiting"));
+	return rc;
+}
+
+static void test_stopping(void **state)
+{
+	check("retry[deadline=0,base=1h,cap=1h]:fault[error=ECONNREFUSED,ops=put]:mem", stopping);
+}
+
 /* --- Conditional puts ------------------------------------------------------------------------- */
 
 /* Done, but the answer was lost. */
@@ -429,10 +469,11 @@ static void test_disk(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_limits),      cmocka_unit_test(test_permanent),
-		cmocka_unit_test(test_each_op),     cmocka_unit_test(test_list_ended),
-		cmocka_unit_test(test_not_before),  cmocka_unit_test(test_outage),
-		cmocka_unit_test(test_conditional), cmocka_unit_test(test_disk),
+		cmocka_unit_test(test_limits),     cmocka_unit_test(test_permanent),
+		cmocka_unit_test(test_each_op),    cmocka_unit_test(test_list_ended),
+		cmocka_unit_test(test_not_before), cmocka_unit_test(test_outage),
+		cmocka_unit_test(test_stopping),   cmocka_unit_test(test_conditional),
+		cmocka_unit_test(test_disk),
 	};
 	int failed;
 
