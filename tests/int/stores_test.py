@@ -189,24 +189,24 @@ def write_distributed(places, replicas, data, **how):
             places[node].put(f"block-{n}-{r}", piece)
 
 
-def read_with(get, size):
+def read_with(get, size, shard=SHARD):
     data = bytearray(size)
-    for n in range((size + SHARD - 1) // SHARD):
+    for n in range((size + shard - 1) // shard):
         piece = get(n)
         if piece is None:
             continue
-        room = min(SHARD, size - n * SHARD)
-        assert len(piece) <= SHARD and not any(piece[room:]), f"shard {n} has {len(piece)} bytes"
+        room = min(shard, size - n * shard)
+        assert len(piece) <= shard and not any(piece[room:]), f"shard {n} has {len(piece)} bytes"
         piece = piece[:room]
-        data[n * SHARD:n * SHARD + len(piece)] = piece
+        data[n * shard:n * shard + len(piece)] = piece
     return bytes(data)
 
 
-def read_sharded(place):
-    return read_with(lambda n: place.get(f"block-{n}"), int(place.get("size")))
+def read_sharded(place, shard=SHARD):
+    return read_with(lambda n: place.get(f"block-{n}"), int(place.get("size")), shard)
 
 
-def read_distributed(places, replicas):
+def read_distributed(places, replicas, shard=SHARD):
     """The disk; all replicas must be alike, and nothing may lie where it does not belong."""
     size = int(places[0].get("size"))
     allowed = [set() for _ in places]
@@ -220,7 +220,7 @@ def read_distributed(places, replicas):
         assert len(padded) == 1, f"replicas of shard {n} differ: {[f and len(f) for f in found]}"
         return found[0]
 
-    data = read_with(get, size)
+    data = read_with(get, size, shard)
     for node, place in enumerate(places):
         blocks = {n for n in place.names() if re.match(r"block-", n)}
         assert blocks <= allowed[node], f"node {node} holds {sorted(blocks - allowed[node])[:5]}"

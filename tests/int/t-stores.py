@@ -328,7 +328,7 @@ def rounds(driver, conn, size, count, reads, flushes_max=6):
 @suite.case
 def killed_while_it_writes_to_s3():
     place = Bucket(server, client)
-    rounds("sharded[size=256Ki]", place.chain, 2 * MIB, KILLS, [lambda: read_any(place, 256 * KIB)])
+    rounds("sharded[size=256Ki]", place.chain, 2 * MIB, KILLS, [lambda: read_sharded(place, 256 * KIB)])
     place.clear()
 
 
@@ -345,7 +345,7 @@ def killed_while_it_writes_to_s3_that_fails():
     with FaultProxy(server.port, SEED) as proxy:
         proxy.mix(0.1)
         rounds("sharded[size=256Ki]", "s3:" + server.url(place.prefix, proxy.port), 2 * MIB, KILLS // 3,
-               [lambda: read_any(place, 256 * KIB)], flushes_max=3)
+               [lambda: read_sharded(place, 256 * KIB)], flushes_max=3)
     place.clear()
 
 
@@ -364,17 +364,6 @@ def killed_while_it_writes_to_two_nodes():
 
     rounds("distributed", distributed(nodes), 8 * MIB, KILLS // 2, [copy(0), copy(1)], flushes_max=3)
     nodes[0].clear()
-
-
-def read_any(place, shard):
-    """As read_sharded, of shards of another size."""
-    size = int(place.get("size").split()[0])
-    data = bytearray(size)
-    for n in range((size + shard - 1) // shard):
-        piece = place.get(f"block-{n}") or b""
-        assert len(piece) <= shard
-        data[n * shard:n * shard + len(piece)] = piece
-    return bytes(data[:size])
 
 
 @suite.case
