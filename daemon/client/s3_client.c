@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Sends signed requests and makes errno of the answers. What to do about them is decided above (layer retry), but
- * for two things that only this file can mend, once per request:
+ * Sends signed requests and makes errno of the answers. What to do about them is decided above
+ * (layer retry), but for two things that only this file can mend, once per request:
  *
  *	the server finds our clock wrong	its Date gives the difference, which is kept for all later requests
  *	a session's keys have expired		their sources are read again
  *
- * One client serves all reactors: settings never change after s3_new(); keys are replaced whole, and the old ones
- * kept until the end, because a request may be using them; the cached signing keys are per reactor.
+ * One client serves all reactors: settings never change after s3_new(); keys are replaced whole,
+ * and the old ones kept until the end, because a request may be using them; the cached signing keys
+ * are per reactor.
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -9,12 +9,13 @@
  *	the shared files		profile AWS_PROFILE, else "default", of AWS_SHARED_CREDENTIALS_FILE (~/.aws/credentials),
  *					then of AWS_CONFIG_FILE (~/.aws/config)
  *
- * A file that somebody named must be there and make sense; the ones at their usual places may be missing. Files are
- * read again when a server says that a session's keys have expired (s3_renew in s3_client.c).
+ * A file that somebody named must be there and make sense; the ones at their usual places may be
+ * missing. Files are read again when a server says that a session's keys have expired (s3_renew in
+ * s3_setup.c).
  *
- * A file of keys has the key on its first line, the secret on the second and may have a session token on the third; or
- * KEY:SECRET on one line, if there is only one ":" in it; or is laid out like the shared credentials file. Blank
- * lines and those that start with "#" do not count.
+ * A file of keys has the key on its first line, the secret on the second and may have a session
+ * token on the third; or KEY:SECRET on one line, if there is only one ":" in it; or is laid out
+ * like the shared credentials file. Blank lines and those that start with "#" do not count.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -126,7 +127,10 @@ static char *strip(char *s)
 	return s;
 }
 
-/* The next line that counts, stripped; NULL at the end. `is_indented` (may be NULL): it began with a blank. */
+/*
+ * The next line that counts, stripped; NULL at the end. `is_indented` (may be NULL): it began with
+ * a blank.
+ */
 static char *next_line(char **text, bool *is_indented)
 {
 	for (char *line = strsep(text, "\n"); line; line = strsep(text, "\n")) {
@@ -149,7 +153,10 @@ struct profile {
 	bool is_there;
 };
 
-/* Is "[text]" the section of profile `name`? In the config file it is called "profile NAME", but "default". */
+/*
+ * Is "[text]" the section of profile `name`? In the config file it is called "profile NAME", but
+ * "default".
+ */
 static bool is_section(char *text, const char *name, bool is_config)
 {
 	static const char word[] = "profile";

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Why a request failed, in words, with the mend; and what an operator asks of a client. Never a key.
+ * Why a request failed, in words, with the mend; and what an operator asks of a client. Never a
+ * key.
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The client's state, shared by its files: s3_setup.c makes it, s3_client.c uses it, s3_explain.c talks about it.
+ * The client's state, shared by its files: s3_setup.c makes it, s3_client.c uses it, s3_explain.c
+ * talks about it.
  */
 #ifndef NBDRS_CLIENT_S3_INT_H
 #define NBDRS_CLIENT_S3_INT_H
@@ -42,7 +43,10 @@ struct s3 {
 	struct s3_signer signers[REACTOR_MAX];
 };
 
-/* Reads the sources of keys again, unless that was just done. True when there are others than `used` now. */
+/*
+ * Reads the sources of keys again, unless that was just done. True when there are others than
+ * `used` now.
+ */
 CO_FN bool s3_renew(struct s3 *s, const struct s3_creds *used);
 
 #endif

@@ -2,7 +2,8 @@
 /*
  * Makes an S3 client: finds endpoint, region, keys and the form of URLs. Nothing is sent.
  *
- * Region: the option; else the one that an Amazon endpoint names; else the environment's, the profile's, us-east-1.
+ * Region: the option; else the one that an Amazon endpoint names; else the environment's, the
+ * profile's, us-east-1.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -40,7 +41,10 @@ static int push_keys(struct s3 *s, struct s3_creds *creds)
 	keys->creds = *creds;
 	*creds = (struct s3_creds){ 0 };
 	keys->older = atomic_load(&s->keys);
-	/* Sequentially consistent: who loads the pointer sees what it points to. Only `renewing`'s holder stores. */
+	/*
+	 * Sequentially consistent: who loads the pointer sees what it points to. Only `renewing`'s
+	 * holder stores.
+	 */
 	atomic_store(&s->keys, keys);
 	return 0;
 }

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Signature Version 4: a request in canonical form is hashed; the hash, with date, region and service, is signed by a
- * key that is derived from the secret for that day, region and service. The day's key is kept, so that a request costs two
- * HMACs. Pure but for that cache.
+ * Signature Version 4: a request in canonical form is hashed; the hash, with date, region and
+ * service, is signed by a key that is derived from the secret for that day, region and service. The
+ * day's key is kept, so that a request costs two HMACs. Pure but for that cache.
  *
- * Source: "Signature Version 4 signing process", Amazon S3 API reference. S3's own rule: paths are encoded once.
+ * Source: "Signature Version 4 signing process", Amazon S3 API reference. S3's own rule: paths are
+ * encoded once.
  */
 #include <errno.h>
 #include <openssl/evp.h>

@@ -5,9 +5,9 @@
  *	http[s]://[USERINFO@]HOST[:PORT]/BUCKET[/PATH]
  *	/BUCKET[/PATH]				endpoint and keys from the environment
  *
- * USERINFO is KEY:SECRET, or @FILE. Key and secret are percent-decoded after they were split at the first ":",
- * so a key that holds ":" is written with %3A. Secrets are often pasted as they are, with "/" in them; that is taken
- * where what stands before the first "/" cannot be a host.
+ * USERINFO is KEY:SECRET, or @FILE. Key and secret are percent-decoded after they were split at the
+ * first ":", so a key that holds ":" is written with %3A. Secrets are often pasted as they are,
+ * with "/" in them; that is taken where what stands before the first "/" cannot be a host.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -118,7 +118,9 @@ static bool is_name(const char *name, size_t len)
 	return len > 0;
 }
 
-/* The port's number, 0 when there is none, -1 when it is not one. `text` is what follows the name. */
+/*
+ * The port's number, 0 when there is none, -1 when it is not one. `text` is what follows the name.
+ */
 static int port_number(const char *text, size_t len)
 {
 	int port = 0;
@@ -142,7 +144,9 @@ static bool is_host(const char *host, size_t len)
 	return len <= HOST_MAX && is_name(host, n) && port_number(host + n, len - n) >= 0;
 }
 
-/* Small letters, and no port that the scheme implies: what curl sends as Host is what gets signed. */
+/*
+ * Small letters, and no port that the scheme implies: what curl sends as Host is what gets signed.
+ */
 static int take_host(const char *host, size_t len, const char *scheme, char **out)
 {
 	size_t n = name_len(host, len);
@@ -203,7 +207,10 @@ bool s3_wants_path_style(const char *host)
 	static const char amazon[] = ".amazonaws.com", china[] = ".amazonaws.com.cn";
 	size_t len = strlen(host);
 
-	/* Addresses have no names below them, and a port or a private name seldom comes with a wildcard in the DNS. */
+	/*
+	 * Addresses have no names below them, and a port or a private name seldom comes with a
+	 * wildcard in the DNS.
+	 */
 	return !(len > strlen(amazon) && strcmp(host + len - strlen(amazon), amazon) == 0) &&
 	       !(len > strlen(china) && strcmp(host + len - strlen(china), china) == 0);
 }

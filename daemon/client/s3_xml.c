@@ -2,8 +2,8 @@
 /*
  * S3's XML: errors, pages of listings, results of deletions, and the body of a deletion. Pure.
  *
- * Whatever a server sends, work and memory are bounded by the length of what it sent: no document type (so no
- * entities to blow up), no deeper than DEPTH_MAX, no text longer than TEXT_MAX.
+ * Whatever a server sends, work and memory are bounded by the length of what it sent: no document
+ * type (so no entities to blow up), no deeper than DEPTH_MAX, no text longer than TEXT_MAX.
  */
 #include <errno.h>
 #include <expat.h>
@@ -92,7 +92,10 @@ static bool is_path(const struct doc *d, const char *a, const char *b, const cha
 	return true;
 }
 
-/* Reads `text`, calling `end` for each element. -EPROTO when it is not XML, or has not the root `root`. */
+/*
+ * Reads `text`, calling `end` for each element. -EPROTO when it is not XML, or has not the root
+ * `root`.
+ */
 static int read_doc(const char *text, size_t len, const char *root, void (*end)(struct doc *),
 		    void *arg)
 {
@@ -177,7 +180,10 @@ static int hex_digit(char c)
 	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* encoding-type=url, in place: "+" is a blank to some servers, and all write %2B for a plus. -EPROTO for a %00. */
+/*
+ * encoding-type=url, in place: "+" is a blank to some servers, and all write %2B for a plus.
+ * -EPROTO for a %00.
+ */
 static int decode(char *text)
 {
 	char *out = text;

@@ -1,19 +1,23 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * s3: objects in a bucket. As a keyed store (below sharded, distributed) the objects whose keys begin with a prefix; as a
- * disk (below raw) one object, read-only.
+ * s3: objects in a bucket. As a keyed store (below sharded, distributed) the objects whose keys
+ * begin with a prefix; as a disk (below raw) one object, read-only.
  *
- * Promises of the keyed store. A put replaces the whole object or nothing of it, and is durable when it is answered: flush
- * has nothing to do and FUA costs nothing. Who reads while another puts gets the old object or the new one. Several writers:
- * the last put wins; with CAN_PUT_IF (found out at start) conditional puts are atomic among all of them. Crash: what was
- * answered is there; what was not is there wholly or not at all. Parts can't be written, trim is del.
+ * Promises of the keyed store. A put replaces the whole object or nothing of it, and is durable
+ * when it is answered: flush has nothing to do and FUA costs nothing. Who reads while another puts
+ * gets the old object or the new one. Several writers: the last put wins; with CAN_PUT_IF (found
+ * out at start) conditional puts are atomic among all of them. Crash: what was answered is there;
+ * what was not is there wholly or not at all. Parts can't be written, trim is del.
  *
- * Promises of the disk. Read-only. The object's ETag is pinned at open and demanded with each read, and its size compared: a
- * changed object is -ESTALE from then on, never a mixture. Without an ETag only another size is noticed.
+ * Promises of the disk. Read-only. The object's ETag is pinned at open and demanded with each read,
+ * and its size compared: a changed object is -ESTALE from then on, never a mixture. Without an ETag
+ * only another size is noticed.
  *
- * A read asks for a range and never gets more than it asked for. What lies behind an object's end reads as zeroes.
+ * A read asks for a range and never gets more than it asked for. What lies behind an object's end
+ * reads as zeroes.
  *
- * Nothing is repeated here but what s3_client.c says, and pages of a listing; that is layer retry's task.
+ * Nothing is repeated here but what s3_client.c says, and pages of a listing; that is layer retry's
+ * task.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -56,7 +60,8 @@ static int complain(const struct s3_self *self, const char *key, const char *why
 }
 
 /*
- * What came with 200 or 206 must be the range, or its part before the object's end. Returns 0 with *got = its length.
+ * What came with 200 or 206 must be the range, or its part before the object's end. Returns 0 with
+ * *got = its length.
  */
 static int check_body(const struct s3_self *self, const char *key, struct ext e,
 		      const struct http_resp *r, uint64_t *got)
@@ -83,7 +88,10 @@ static int check_body(const struct s3_self *self, const char *key, struct ext e,
 	return 0;
 }
 
-/* Reads a range of an object; `pinned` (may be NULL or "") is the ETag that it must have. *total = its size, if told. */
+/*
+ * Reads a range of an object; `pinned` (may be NULL or "") is the ETag that it must have. *total =
+ * its size, if told.
+ */
 static CO_FN int get(struct chan *c, const char *key, struct ext e, const struct iov *iov,
 		     const char *pinned, uint64_t *total)
 {
@@ -216,7 +224,10 @@ static CO_FN int store_put(struct chan *c, const struct put *p, struct obj_stat 
 		take_etag(st, &resp->http);
 	}
 	s3_resp_free(resp);
-	/* There is no such bucket's object either way; to a put, a missing path is not "no such object". */
+	/*
+	 * There is no such bucket's object either way; to a put, a missing path is not "no such
+	 * object".
+	 */
 	return rc == -ENOENT ? -ENODEV : rc;
 }
 

@@ -2,8 +2,9 @@
 /*
  * What layer s3 does with many objects at once: listings in pages, deletions in batches.
  *
- * A listing names each page's successor, so its pages can't be asked for at the same time, and each is insisted on. Only names
- * without "/" are objects of this store; other "folders" below the prefix are not even looked into (delimiter).
+ * A listing names each page's successor, so its pages can't be asked for at the same time, and each
+ * is insisted on. Only names without "/" are objects of this store; other "folders" below the
+ * prefix are not even looked into (delimiter).
  */
 #include <errno.h>
 #include <stdio.h>

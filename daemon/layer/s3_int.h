@@ -32,12 +32,16 @@ extern const struct opt s3_options[];
 
 CO_FN int s3_object_open(struct layer *l, struct err *err);
 CO_FN int s3_store_open(struct layer *l, struct err *err);
+/* Lists one object below the prefix: shows whether all that was configured is right. */
+CO_FN int s3_check_access(struct s3_self *self, struct err *err);
+/* Sets CAN_PUT_IF if conditional puts are atomic. An error when nothing can be written. */
+CO_FN int s3_probe(struct layer *l, struct err *err);
 CO_FN void s3_layer_close(struct layer *l);
 CO_FN void s3_layer_info(struct layer *l, struct info *i);
 
 /*
- * Sends one request, again with pauses while the failure is a passing one: for what has no layer retry above it (open)
- * and what can't be begun anew (the pages of a listing).
+ * Sends one request, again with pauses while the failure is a passing one: for what has no layer
+ * retry above it (open) and what can't be begun anew (the pages of a listing).
  */
 CO_FN int s3_insist(struct s3 *s3, const struct s3_req *req, struct s3_resp *resp,
 		    uint64_t *not_before);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * S3: targets, keys, signatures and XML (pure, any thread), and a client that sends signed requests.
+ * S3: targets, keys, signatures and XML (pure, any thread), and a client that sends signed
+ * requests.
  *
  * A key (of an object) here is raw bytes; it is percent-encoded in one place only, s3_encode().
  * Sources: Amazon S3 API reference; "Signature Version 4 signing process".
@@ -34,22 +35,26 @@ struct s3_url {
 };
 
 /*
- * "http://K:S@host:9000/bucket/prefix/", "https://@/path/of/keys@host/bucket", "/bucket/prefix/". Error
- * texts never repeat the userinfo. -EINVAL, -ENOMEM. On failure nothing is left to free.
+ * "http://K:S@host:9000/bucket/prefix/", "https://@/path/of/keys@host/bucket", "/bucket/prefix/".
+ * Error texts never repeat the userinfo. -EINVAL, -ENOMEM. On failure nothing is left to free.
  */
 int s3_url_parse(const char *target, struct s3_url *out, struct err *err);
 /* The scheme and host of an endpoint from the environment or a profile, "http://host:9000". */
 int s3_endpoint_parse(const char *text, const char *where, char **scheme, char **host, struct err *err);
 void s3_url_free(struct s3_url *u);
 
-/* Is `host` (with port) one that wants the bucket in the path: an address, a single label, or not Amazon's? */
+/*
+ * Is `host` (with port) one that wants the bucket in the path: an address, a single label, or not
+ * Amazon's?
+ */
 bool s3_wants_path_style(const char *host);
 /* May `bucket` stand before a host name? */
 bool s3_bucket_fits_host(const char *bucket, bool is_https);
 
 /*
- * Percent-encodes all but [A-Za-z0-9-._~] (and "/" if keep_slash): the canonical form of signatures, which is also
- * sent. Returns the length, NUL not counted; `out` has room for 3 * len + 1.
+ * Percent-encodes all but [A-Za-z0-9-._~] (and "/" if keep_slash): the canonical form of
+ * signatures, which is also sent. Returns the length, NUL not counted; `out` has room for 3 * len +
+ * 1.
  */
 size_t s3_encode(const char *in, size_t len, bool keep_slash, char *out);
 
@@ -70,9 +75,10 @@ struct s3_config {
 };
 
 /*
- * Fills in the keys: those of the URL, of key_file, of AWS_* variables, of the shared credentials file. Reads
- * files: run it by offload(). None at all is fine: creds.key stays NULL. -EINVAL for a source that makes no sense,
- * -ENOENT, -EACCES ... for a file that was named; no text ever shows a key. On failure nothing is left to free.
+ * Fills in the keys: those of the URL, of key_file, of AWS_* variables, of the shared credentials
+ * file. Reads files: run it by offload(). None at all is fine: creds.key stays NULL. -EINVAL for a
+ * source that makes no sense, -ENOENT, -EACCES ... for a file that was named; no text ever shows a
+ * key. On failure nothing is left to free.
  */
 int s3_config_load(struct s3_config *c, const struct s3_url *u, struct err *err);
 void s3_config_free(struct s3_config *c);
@@ -82,7 +88,9 @@ void s3_creds_free(struct s3_creds *c);
 
 enum { S3_HASH_LEN = 64, S3_DATE_LEN = 16, S3_REGION_MAX = 63, S3_AUTH_MAX = 1024, S3_SIGNED_MAX = 12 };
 
-/* The day's signing key; one per reactor (no locks), or one per thread. Zero-initialised = empty. */
+/*
+ * The day's signing key; one per reactor (no locks), or one per thread. Zero-initialised = empty.
+ */
 struct s3_signer {
 	const struct s3_creds *creds; /* whose key it is */
 	char day[9];
@@ -104,7 +112,10 @@ struct s3_to_sign {
 
 /* "20150830T123600Z"; out has S3_DATE_LEN + 1 bytes. */
 void s3_date(time_t t, char *out);
-/* Hex SHA-256 of a body; out has S3_HASH_LEN + 1 bytes. `iov` may be NULL (empty). -EIO when libcrypto fails. */
+/*
+ * Hex SHA-256 of a body; out has S3_HASH_LEN + 1 bytes. `iov` may be NULL (empty). -EIO when
+ * libcrypto fails.
+ */
 int s3_hash(const struct iov *iov, char *out);
 /* Base64 of MD5; out has 25 bytes. */
 int s3_md5(const void *data, size_t len, char *out);
@@ -132,7 +143,9 @@ struct s3_page {
 	unsigned keys;
 };
 
-/* A page of ListObjectsV2. -EPROTO when it is not one; page->token is to be freed in either case. */
+/*
+ * A page of ListObjectsV2. -EPROTO when it is not one; page->token is to be freed in either case.
+ */
 int s3_xml_list(const char *text, size_t len, struct s3_page *page, s3_key_fn *fn, void *arg);
 
 /* One failure in a DeleteResult. */
@@ -185,11 +198,12 @@ struct s3_resp {
 };
 
 /*
- * Signs, sends, and makes an errno of the answer: 0 for 2xx; -ENOENT no such object, -ENODEV no such bucket;
- * -EEXIST (PUT_IF_ABSENT) and -ESTALE (PUT_IF_MATCH, GET) for an unmet condition; -ENOTSUP what the server has not;
- * -ERANGE 416; -EACCES; -EREMCHG: the bucket lives elsewhere; else as http_do and http_status_error. Failures other
- * than those that answer a question are logged. *not_before (may be NULL) is set when the server asks to wait.
- * Always s3_resp_free(). struct s3_resp is too large for a fiber's stack: s3_resp_new().
+ * Signs, sends, and makes an errno of the answer: 0 for 2xx; -ENOENT no such object, -ENODEV no
+ * such bucket; -EEXIST (PUT_IF_ABSENT) and -ESTALE (PUT_IF_MATCH, GET) for an unmet condition;
+ * -ENOTSUP what the server has not; -ERANGE 416; -EACCES; -EREMCHG: the bucket lives elsewhere;
+ * else as http_do and http_status_error. Failures other than those that answer a question are
+ * logged. *not_before (may be NULL) is set when the server asks to wait. Always s3_resp_free().
+ * struct s3_resp is too large for a fiber's stack: s3_resp_new().
  */
 CO_FN int s3_do(struct s3 *s, const struct s3_req *req, struct s3_resp *resp, uint64_t *not_before);
 /* What S3's own word for an error means, as s3_do; 0 = nothing beyond the status. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Targets of layer s3. Besides not crashing: an error says something; what is accepted has a bucket, an endpoint that is
- * accepted again as it is, keys in pairs, and no control characters.
+ * Targets of layer s3. Besides not crashing: an error says something; what is accepted has a
+ * bucket, an endpoint that is accepted again as it is, keys in pairs, and no control characters.
  */
 #include <stdint.h>
 #include <stdlib.h>

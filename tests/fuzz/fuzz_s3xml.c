@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * What S3 servers send as XML. Besides not crashing: a page that is not the last names the next one, keys have no NUL, a
- * document is never two things at once, and texts for the log have no control characters.
+ * What S3 servers send as XML. Besides not crashing: a page that is not the last names the next
+ * one, keys have no NUL, a document is never two things at once, and texts for the log have no
+ * control characters.
  */
 #include <errno.h>
 #include <stdint.h>

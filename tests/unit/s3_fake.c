@@ -493,7 +493,9 @@ static bool receive(int fd, struct request *r)
 	char value[32], *end = NULL, *query;
 
 	while (!end) {
-		/* Byte by byte: nothing of the body is to be read here, and speed does not matter. */
+		/*
+		 * Byte by byte: nothing of the body is to be read here, and speed does not matter.
+		 */
 		if (len == FAKE_HEAD_MAX || recv(fd, r->head + len, 1, 0) != 1)
 			return false;
 		r->head[++len] = '\0';

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * An S3 server for unit tests, with the habits of servers that RadosGW does not show: objects in memory, one bucket, path
- * style, a thread for each connection. It looks at dates, body hashes and the access key, and takes any signature.
+ * An S3 server for unit tests, with the habits of servers that RadosGW does not show: objects in
+ * memory, one bucket, path style, a thread for each connection. It looks at dates, body hashes and
+ * the access key, and takes any signature.
  */
 #ifndef NBDRS_TEST_S3_FAKE_H
 #define NBDRS_TEST_S3_FAKE_H

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Layer s3 against a fake server (s3_fake.h) with the habits that servers have besides RadosGW's: conditional puts that are
- * refused or ignored, no multi-delete, ranges ignored, clocks that differ, keys that expire, words for all kinds of
- * trouble. A real server is in tests/int/t-s3.py.
+ * Layer s3 against a fake server (s3_fake.h) with the habits that servers have besides RadosGW's:
+ * conditional puts that are refused or ignored, no multi-delete, ranges ignored, clocks that
+ * differ, keys that expire, words for all kinds of trouble. A real server is in tests/int/t-s3.py.
  */
 #include <setjmp.h>
 #include <stdarg.h>
