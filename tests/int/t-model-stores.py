@@ -15,7 +15,6 @@ from stores_test import *
 suite = Suite()
 server = RadosGW()
 client = S3(server.endpoint, server.access, server.secret)
-SMALL = 64 * KIB
 
 
 def init(driver, conn):
@@ -25,9 +24,9 @@ def init(driver, conn):
 @suite.case
 def objects_replaced_as_a_whole():
     place = Bucket(server, client)
-    init("sharded[size=64Ki]", place.chain)
+    init("sharded[size=256Ki]", place.chain)
     check(f"retry[base=1ms,cap=20ms]:fault[rate=3%,error=EAGAIN,ops=read|put|del,seed={SEED}]:{place.chain}", 1500,
-          lambda: read_sharded(place, SMALL), SMALL, driver="sharded[dirty=2Mi,age=20ms]")
+          lambda: read_sharded(place, 256 * KIB), 256 * KIB, driver="sharded[dirty=2Mi,age=20ms]")
     place.clear()
 
 
@@ -36,7 +35,7 @@ def objects_written_in_place():
     place = Folder()
     init("sharded[size=64Ki]", place.chain)
     check(f"retry[base=1ms,cap=20ms]:fault[rate=3%,error=EAGAIN,ops=read|write|zero|trim|del,seed={SEED}]:{place.chain}",
-          6000, lambda: read_sharded(place, SMALL), SMALL, driver="sharded")
+          6000, lambda: read_sharded(place, 64 * KIB), 64 * KIB, driver="sharded")
 
 
 @suite.case
@@ -44,8 +43,8 @@ def objects_on_two_of_three_nodes():
     nodes = [Folder(), Bucket(server, client), Folder()]
     faults = f"retry[base=1ms,cap=20ms]:fault[rate=2%,error=EAGAIN,ops=read|write|put|zero|trim|del,seed={SEED}]:"
     chain = f"distributed[replicas=2]{{{','.join(faults + n.chain for n in nodes)}}}"
-    init("sharded[size=64Ki]", chain)
-    check(chain, 1500, lambda: read_distributed(nodes, 2, SMALL), SMALL, driver="sharded[dirty=2Mi,age=20ms]")
+    init("sharded[size=256Ki]", chain)
+    check(chain, 1500, lambda: read_distributed(nodes, 2, 256 * KIB), 256 * KIB, driver="sharded[dirty=2Mi,age=20ms]")
     nodes[1].clear()
 
 
