@@ -26,15 +26,18 @@
  * away: of each answered change some node that knows is there. With more, it does not open.
  *
  * Promises.
- *	Write, put, zero, trim, delete: answered without error when `quorum` holders have it and the others are recorded
- *	as stale. With an error: old or new, as always, but the same on every good holder: those that missed what
- *	another took are stale. Where all failed, or nobody knows, one is chosen before the object is used again.
- *	Flush: answered requests are through on all good holders, and each node with something volatile has flushed. What
- *	a node may have lost because its flush failed is stale there; with fewer than `quorum` good the flush fails.
+ *	Write, put, zero, trim, delete: answered without error when `quorum` holders have it and the others are
+ *	recorded as stale, or (quorum < replicas) still at it. With an error: old or new, as always, but the same on
+ *	every good holder: those that missed what another took are stale. Where all failed, or nobody knows, one is
+ *	chosen before the object is used again.
+ *	Flush: answered requests are through on all good holders, and each node with something volatile has flushed.
+ *	What a node may have lost because its flush failed is stale there; with fewer than `quorum` good the flush
+ *	fails.
  *	FUA: waits for all holders, each with FUA.
- *	Crash of the daemon: unanswered changes may have reached some replicas and not others, and so may, with quorum
- *	< replicas, answered ones that were not flushed. Nothing records that, so until such a place is written again
- *	reads of it may give old or new data, by the node that serves them (read=first: always the same while it is there).
+ *	Crash of the daemon: unanswered changes may have reached some replicas and not others, and so may, with
+ *	quorum < replicas, answered ones that were not flushed. Nothing records that, so until such a place is
+ *	written again reads of it may give old or new data, by the node that serves them (read=first: always the same
+ *	while it is there).
  *	Crash of a node: what it lost without failing a request or a flush can't be seen. An emptied node is.
  *	Several writers: any number of connections of one daemon. Two daemons must not write to one volume.
  */
@@ -122,6 +125,7 @@ static void dist_free(struct dist *d)
 	}
 	(void)pthread_mutex_destroy(&d->lock);
 	co_mutex_destroy(&d->flush_one);
+	co_mutex_destroy(&d->call_one);
 	rangelock_destroy(&d->objects);
 	free(d->nodes);
 	free(d->placing);
@@ -144,6 +148,7 @@ static int dist_init(struct layer *l, struct err *err)
 	d->layer = l;
 	rangelock_init(&d->objects);
 	co_mutex_init(&d->flush_one);
+	co_mutex_init(&d->call_one);
 	(void)pthread_mutex_init(&d->lock, NULL); /* cannot fail for a default mutex */
 	list_init(&d->marks);
 	list_init(&d->dirty);

@@ -112,23 +112,24 @@ struct dist {
 	struct node *nodes; /* layer->kids_n */
 	struct rangelock objects;
 	struct co_mutex flush_one; /* one flush at a time */
+	struct co_mutex call_one;  /* one fiber at a time brings nodes back */
 
 	_Atomic uint64_t marks_n; /* of `marks`: 0 is the usual case and saves the lock */
 	pthread_mutex_t lock;     /* guards the rest */
 	struct mark *table;
 	struct list marks;
 	uint64_t seq;            /* of the last record */
-	int broken;              /* nothing can be relied on any more: all requests fail with it */
+	_Atomic int broken;      /* nothing can be relied on any more: all requests fail with it */
 	uint64_t background_len; /* bytes that answered requests still hold */
 	struct list dirty,
 		flushing; /* struct mark: written since the last flush, of the running one */
-	uint64_t dirty_n, owed_n;
+	_Atomic uint64_t dirty_n, owed_n;
 	struct list jobs;   /* answered requests that still run; oldest first */
 	uint64_t ticket;    /* of the newest */
 	struct co_wq quiet; /* a job or the repair fiber ended */
 	struct co_wq work;  /* for the repair fiber */
-	bool is_stopping, is_repairing, has_work;
-	struct log_gate gate;
+	_Atomic bool is_stopping;
+	bool is_repairing, has_work;
 };
 
 enum read_from { READ_FASTEST, READ_FIRST };
@@ -258,8 +259,8 @@ CO_FN void distrust(struct chan *c, const char *name, const struct place *at, un
 		    bool is_missing);
 CO_FN void repair_all(struct chan *c);
 /*
- * Before the object `size` is deleted: 0 only when all nodes are there and nothing is stale, or else what is left on one
- * could come back as data of the next volume of that name. After it (`is_gone`): deletes all records.
+ * Before the object `size` is deleted: 0 only when all nodes are there and nothing is stale, or else what is left on
+ * one could come back as data of the next volume of that name. After it (`is_gone`): deletes all records.
  */
 CO_FN int end_volume(struct chan *c, bool is_gone);
 /* Stale replicas of all objects. */

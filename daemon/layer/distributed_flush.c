@@ -8,6 +8,7 @@
  * replicas are left, and so does each later one until they have been caught up (is_owed).
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,7 +72,7 @@ static bool take_flushing(struct dist *d, char name[OBJ_NAME_MAX + 1], struct pl
 	if (found) {
 		struct mark *m = list_entry(list_pop(&d->flushing), struct mark, in_flush);
 
-		(void)strcpy(name, m->name); /* an object's name */
+		(void)snprintf(name, OBJ_NAME_MAX + 1, "%s", m->name);
 		(void)place_name(d->placing, name, at);
 		*holders = m->flushing;
 		m->flushing = 0;
@@ -128,7 +129,7 @@ static bool take_owed(struct dist *d, uint64_t *left, char name[OBJ_NAME_MAX + 1
 		list_add(&d->marks, &m->all);
 		found = m->is_owed;
 		if (found)
-			(void)strcpy(name, m->name); /* an object's name */
+			(void)snprintf(name, OBJ_NAME_MAX + 1, "%s", m->name);
 	}
 	pthread_mutex_unlock(&d->lock);
 	return found;

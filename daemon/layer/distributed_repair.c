@@ -6,6 +6,7 @@
  * a copy takes while others use the volume.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -258,7 +259,7 @@ static bool take(struct round *rd, char name[OBJ_NAME_MAX + 1], struct place *at
 				 at); /* marks are made with names that have a place */
 		found = needs_work(d, m, at);
 		if (found)
-			(void)strcpy(name, m->name); /* an object's name */
+			(void)snprintf(name, OBJ_NAME_MAX + 1, "%s", m->name);
 	}
 	pthread_mutex_unlock(&d->lock);
 	return found;
@@ -286,7 +287,8 @@ static CO_FN void worker(void *arg)
 
 		(void)obj_set(&obj, name); /* came from above as an object */
 		rangelock_lock(&d->objects, &hold, obj.hash, 0, UINT64_MAX, false);
-		(void)repair_locked(rd->c, name, &at, false); /* what stays stale is looked at again */
+		(void)repair_locked(rd->c, name, &at,
+				    false); /* what stays stale is looked at again */
 		rangelock_unlock(&d->objects, &hold);
 		if (is_busy(d))
 			co_sleep(MIN(now_ns() - start, UINT64_C(1000000000)));
@@ -318,7 +320,7 @@ void repair_all(struct chan *c)
 			 (unsigned long long)(before - after), (unsigned long long)after);
 }
 
-/* ---- the end of a volume ---- */
+/* ---- records, all of a node ---- */
 
 struct names {
 	struct obj *v;
@@ -353,38 +355,7 @@ static CO_FN int delete_all_records(struct each *e, unsigned node, struct chan *
 	return rc;
 }
 
-int end_volume(struct chan *c, bool is_gone)
-{
-	struct dist *d = c->layer->self;
-	struct place nodes;
-	struct each e = { .c = c, .at = &nodes, .fn = delete_all_records };
-
-	(void)place_name(d->placing, "size", &nodes); /* on all of them */
-	if (!is_gone) {
-		repair_all(c);
-		for (unsigned i = 0; i < nodes.n; i++)
-			if (!d->nodes[i].is_joined || d->nodes[i].is_away ||
-			    d->nodes[i].stale_n != 0) {
-				log_error(
-					"node is away or not caught up, the volume can't be removed "
-					"layer=distributed node=%u",
-					i);
-				return holders_error(d, &nodes, bit(i));
-			}
-		return 0;
-	}
-	each_holder(&e, all_of(&nodes));
-	pthread_mutex_lock(&d->lock);
-	list_for_each(m, &d->marks, struct mark, all)
-	{
-		m->lingering = e.rc == 0 ? 0 : m->lingering;
-		mark_done(d, m);
-	}
-	pthread_mutex_unlock(&d->lock);
-	return e.rc;
-}
-
-/* ---- in the background ---- */
+/* ---- nodes that are away ---- */
 
 /* Asks the nodes that are away, each at most once in `recheck`. */
 static CO_FN void call_nodes(struct chan *c)
@@ -393,6 +364,7 @@ static CO_FN void call_nodes(struct chan *c)
 	struct obj size;
 
 	(void)obj_set(&size, "size"); /* a good name */
+	co_mutex_lock(&d->call_one);
 	for (unsigned i = 0; i < d->placing->nodes && !d->is_stopping; i++) {
 		struct node *n = &d->nodes[i];
 		struct obj_stat st;
@@ -414,7 +386,74 @@ static CO_FN void call_nodes(struct chan *c)
 			n->not_before = now_ns() + d->recheck;
 		}
 	}
+	co_mutex_unlock(&d->call_one);
 }
+
+/* ---- the end of a volume ---- */
+
+/* Before it is given up: rounds in which a node did not answer, and in which nothing could be copied. */
+enum { DEAF_MAX = 2, VAIN_MAX = 8 };
+
+/* The first node that is away or not caught up; -1 = none. */
+static int not_ready(const struct dist *d, bool *is_away)
+{
+	for (unsigned i = 0; i < d->placing->nodes; i++) {
+		*is_away = !d->nodes[i].is_joined || d->nodes[i].is_away;
+		if (*is_away || d->nodes[i].stale_n != 0)
+			return (int)i;
+	}
+	return -1;
+}
+
+/* Brings all nodes back and catches them up, now. */
+static CO_FN int make_ready(struct chan *c, const struct place *nodes)
+{
+	struct dist *d = c->layer->self;
+	unsigned deaf = 0, vain = 0;
+	bool is_away = false;
+	int node;
+
+	while ((node = not_ready(d, &is_away)) >= 0) {
+		uint64_t before = stale_in_all(d);
+
+		for (unsigned i = 0; i < nodes->n; i++)
+			d->nodes[i].not_before = 0;
+		call_nodes(c);
+		repair_all(c);
+		node = not_ready(d, &is_away);
+		deaf += node >= 0 && is_away;
+		vain = stale_in_all(d) < before ? 0 : vain + 1;
+		if (node >= 0 && (deaf == DEAF_MAX || vain == VAIN_MAX)) {
+			log_error("node is away or not caught up, the volume can't be removed "
+				  "layer=distributed node=%d",
+				  node);
+			return holders_error(d, nodes, bit((unsigned)node));
+		}
+	}
+	return 0;
+}
+
+int end_volume(struct chan *c, bool is_gone)
+{
+	struct dist *d = c->layer->self;
+	struct place nodes;
+	struct each e = { .c = c, .at = &nodes, .fn = delete_all_records };
+
+	(void)place_name(d->placing, "size", &nodes); /* on all of them */
+	if (!is_gone)
+		return make_ready(c, &nodes);
+	each_holder(&e, all_of(&nodes));
+	pthread_mutex_lock(&d->lock);
+	list_for_each(m, &d->marks, struct mark, all)
+	{
+		m->lingering = e.rc == 0 ? 0 : m->lingering;
+		mark_done(d, m);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return e.rc;
+}
+
+/* ---- the fiber ---- */
 
 void repair_fiber(void *arg)
 {

@@ -98,8 +98,8 @@ static CO_FN int choose_holders(struct change *ch, uint64_t *ask)
 	if (d->broken != 0)
 		return d->broken;
 	if (!is_whole(ch) && ch->is_locked_whole) {
-		(void)repair_locked(ch->c, ch->obj.name,
-				    &ch->at, true); /* what counts is who is good after it */
+		(void)repair_locked(ch->c, ch->obj.name, &ch->at,
+				    true); /* what counts is who is good after it */
 		v = mark_view(d, ch->obj.name);
 		if (v.is_unsettled)
 			return holders_error(d, &ch->at, all_of(&ch->at));
