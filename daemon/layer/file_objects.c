@@ -203,7 +203,9 @@ int file_objects_put(struct file_store *f, const struct put *p, struct obj_stat 
 		return -EINVAL;
 	(void)snprintf(t.temp, sizeof(t.temp), FILE_TEMP_PREFIX "%d-%" PRIu64, (int)getpid(),
 		       (uint64_t)atomic_fetch_add(&f->temps, 1));
-	rc = offload(begin_task, &t);
+	do
+		rc = offload(begin_task, &t);
+	while (is_out_of_fds(rc) && slots_make_room(&f->slots) == 0);
 	if (rc)
 		return rc;
 	if (p->iov->len > 0)

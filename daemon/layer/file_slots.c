@@ -181,7 +181,7 @@ static void release(struct slots *s, struct slot *slot, enum hold how)
 		return;
 	}
 	list_add(slot->written == slot->synced ? &s->clean : &s->dirty_idle, &slot->idle);
-	co_wq_wake_one(&s->fd_wq);
+	co_wq_wake_all(&s->fd_wq);
 }
 
 void slot_release(struct slots *s, struct slot *slot, enum hold how)
@@ -205,17 +205,19 @@ struct victim {
 };
 
 /*
- * Takes a place for a descriptor: a free one, or that of the longest unused file. With the lock held, which is
- * released meanwhile.
+ * Takes a place for a descriptor: a free one, or that of the longest unused file, which it is always with `evict`.
+ * -EMFILE: there is no file to be closed. With the lock held, which is released meanwhile.
  */
-static CO_FN int take_place(struct slots *s, struct victim *v)
+static CO_FN int take_place(struct slots *s, bool evict, struct victim *v)
 {
 	*v = (struct victim){ .fd = -1 };
-	while (s->fds_n >= s->fds_max) {
+	while (evict || s->fds_n >= s->fds_max) {
 		struct list *node = list_pop(&s->clean);
 		struct slot *slot;
 		int rc;
 
+		if (s->fds_n == 0)
+			return -EMFILE;
 		if (node) {
 			slot = list_entry(node, struct slot, idle);
 			*v = (struct victim){ slot->fd, slot_is_edited(slot) };
@@ -244,7 +246,43 @@ static CO_FN int take_place(struct slots *s, struct victim *v)
 static void give_place(struct slots *s)
 {
 	s->fds_n--;
-	co_wq_wake_one(&s->fd_wq);
+	co_wq_wake_all(&s->fd_wq);
+}
+
+struct evict_task {
+	struct slots *s;
+	struct victim victim;
+};
+
+static int evict_task(void *arg)
+{
+	struct evict_task *t = arg;
+
+	close_file(t->s, t->victim.fd, t->victim.is_edited);
+	return 0;
+}
+
+int slots_make_room(struct slots *s)
+{
+	struct evict_task t = { .s = s };
+	int rc;
+
+	pthread_mutex_lock(&s->lock);
+	rc = take_place(s, true, &t.victim);
+	pthread_mutex_unlock(&s->lock);
+	if (rc)
+		return rc;
+	(void)offload(evict_task, &t); /* always 0 */
+	/* Only now: who finds no place taken is told that there is nothing to wait for. */
+	pthread_mutex_lock(&s->lock);
+	give_place(s);
+	pthread_mutex_unlock(&s->lock);
+	return 0;
+}
+
+bool is_out_of_fds(int rc)
+{
+	return rc == -EMFILE || rc == -ENFILE;
 }
 
 struct open_task {
@@ -283,20 +321,28 @@ static int open_task(void *arg)
 static CO_FN int open_locked(struct slots *s, struct slot *slot, bool create)
 {
 	struct open_task t = { .s = s, .name = slot->name, .create = create };
-	int rc = take_place(s, &t.victim);
+	int rc;
 
-	if (rc)
-		return rc;
-	pthread_mutex_unlock(&s->lock);
-	rc = offload(open_task, &t);
-	pthread_mutex_lock(&s->lock);
-	if (rc) {
+	do {
+		rc = take_place(s, false, &t.victim);
+		if (rc)
+			return rc;
+		pthread_mutex_unlock(&s->lock);
+		rc = offload(open_task, &t);
+		pthread_mutex_lock(&s->lock);
+		if (rc == 0) {
+			slot->fd = t.fd;
+			s->names_changed += t.is_new;
+			return 0;
+		}
 		give_place(s);
-		return rc;
-	}
-	slot->fd = t.fd;
-	s->names_changed += t.is_new;
-	return 0;
+		if (is_out_of_fds(rc)) {
+			pthread_mutex_unlock(&s->lock);
+			rc = slots_make_room(s) == 0 ? -EAGAIN : rc;
+			pthread_mutex_lock(&s->lock);
+		}
+	} while (rc == -EAGAIN);
+	return rc;
 }
 
 int slot_open(struct slots *s, struct slot *slot, bool create)

@@ -8,7 +8,7 @@
  *
  * Descriptors: at most `fds_max`. The longest unused one is closed for the next; if it has writes that are not on the
  * disk yet, those are synced first, because a failure of writing them back is told to open descriptors. Who finds all
- * of them in use waits.
+ * of them in use waits. When the process has none left, one of ours goes, too.
  *
  * Dirty: a slot counts its writes, and how many of them the last good fdatasync covers. One fdatasync per file at a
  * time: the kernel reports a failure once, so one beside it would succeed with the same pages lost. A failed one is
@@ -63,6 +63,13 @@ void slot_release(struct slots *s, struct slot *slot, enum hold how);
 CO_FN int slot_open(struct slots *s, struct slot *slot, bool create);
 /* -1 when it is not open. Stays as it is while held, but for slot_open(). */
 int slot_fd(const struct slot *slot);
+/*
+ * Closes a file that nobody uses, for who is out of descriptors (is_out_of_fds()): the process has a limit that other
+ * volumes and clients share. Waits for one; -EMFILE when none is open, or as slot_sync().
+ */
+CO_FN int slots_make_room(struct slots *s);
+bool is_out_of_fds(int rc);
+
 /* The holder (exclusive) has replaced or removed the file and closed slot_fd(). */
 void slot_forget(struct slots *s, struct slot *slot);
 

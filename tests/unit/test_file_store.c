@@ -414,6 +414,42 @@ static CO_FN int few_descriptors(void *arg)
 	return 0;
 }
 
+/* Others have taken all descriptors but a handful: ours make room. */
+static CO_FN int others_descriptors(void *arg)
+{
+	struct store_run *r = arg;
+	struct rlimit old, few;
+	char what[] = "r1";
+	int rc, first;
+
+	CHECK(r, getrlimit(RLIMIT_NOFILE, &old) == 0, "limit");
+	first = open("/dev/null", O_RDONLY | O_CLOEXEC); /* the first free one */
+	CHECK(r, first >= 0, "/dev/null");
+	few = old;
+	few.rlim_cur = (rlim_t)first + 6;
+	CHECK(r, setrlimit(RLIMIT_NOFILE, &few) == 0, "limit");
+	close(first);
+	rc = store_fibers(r, 40, many_files, what);
+	for (unsigned i = 0; i < MANY_FILES && rc == 0; i++) {
+		char name[16], data[32] = "";
+
+		(void)snprintf(name, sizeof(name), "f-%u", i);
+		if (i % 10 == 0)
+			rc = store_put(r, name, "r1 put", 6, PUT_ALWAYS, NULL, NULL);
+		rc = rc ? rc : store_get(r, name, 0, data, sizeof(data));
+		if (rc == 0 && strncmp(data, "r1 ", 3) != 0)
+			rc = store_fail(r, __LINE__, "%s: %s", name, data);
+	}
+	(void)setrlimit(RLIMIT_NOFILE, &old);
+	CHECK(r, rc == 0, "%s", err_name(rc));
+	return 0;
+}
+
+static void test_descriptors_of_others(void **state)
+{
+	check("file:@/o/", true, others_descriptors);
+}
+
 static void test_descriptors(void **state)
 {
 	struct rlimit old, few;
@@ -495,7 +531,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_layout),      cmocka_unit_test(test_locked),
 		cmocka_unit_test(test_read_only),   cmocka_unit_test(test_folder_errors),
 		cmocka_unit_test(test_leftovers),   cmocka_unit_test(test_destroy),
-		cmocka_unit_test(test_descriptors), cmocka_unit_test(test_failed_sync),
+		cmocka_unit_test(test_descriptors), cmocka_unit_test(test_descriptors_of_others),
+		cmocka_unit_test(test_failed_sync),
 	};
 	int failed;
 
