@@ -28,6 +28,8 @@
 enum { TURN_LEN = 256 * 1024 };
 /* Up to so many ranges are fetched one by one to complete a shard; more of them in one. */
 enum { RANGES_MAX = 4 };
+/* Of a shard no larger than this all of them are one: a request costs more than so many bytes do. */
+enum { ONE_GET_MAX = 256 * 1024 };
 
 /* --- Queues ----------------------------------------------------------------------------------- */
 
@@ -173,6 +175,7 @@ static CO_FN int fetch_rest(struct shard_user *u, const struct obj *obj, const s
 			    uint8_t *to)
 {
 	const uint64_t grains = u->b->grains;
+	const unsigned max = u->b->conf.shard_size <= ONE_GET_MAX ? 1 : RANGES_MAX;
 	struct range ranges[RANGES_MAX];
 	struct co_group group = CO_GROUP_INIT;
 	uint64_t at = 0, from;
@@ -181,7 +184,7 @@ static CO_FN int fetch_rest(struct shard_user *u, const struct obj *obj, const s
 
 	while ((from = bits_find(g->bits, at, grains, false)) < grains) {
 		at = bits_find(g->bits, from, grains, true);
-		if (n < RANGES_MAX)
+		if (n < max)
 			ranges[n++] = (struct range){
 				u->kid, obj, to, from * SHARD_GRAIN, (at - from) * SHARD_GRAIN, 0
 			};
