@@ -12,7 +12,7 @@ import struct
 
 from faultproxy import Fault, FaultProxy
 from s3client import S3
-from servers import RadosGW
+from servers import Nginx, RadosGW
 from stores_test import *
 
 suite = Suite()
@@ -119,6 +119,39 @@ def what_we_write_others_read():
     with serve("distributed", distributed(nodes)) as d:
         change(d, data)
         same(read_distributed(nodes, 2), bytes(data), "the stores")
+
+
+@suite.case
+def all_of_them_in_one_daemon():
+    disk0, disk1 = Bucket(server, client), Folder()
+    nodes = [Bucket(server, client), Bucket(server, client), Folder()]
+    iso = random.Random(SEED).randbytes(3 * MIB + 2048)
+    with Nginx() as web:
+        web.put("alpine.iso", iso)
+        exports = [("disk0", "sharded", disk0.chain), ("disk1", "sharded", disk1.chain),
+                   ("iso", "raw", web.url + "/alpine.iso"), ("disk3", "distributed", distributed(nodes))]
+        for name, driver, conn in exports:
+            if name != "iso":
+                init(driver, conn, 12 * MIB)
+        out, _ = run("check", "--open", *(w for e in exports for w in ("-e", *e)), secrets=[server.secret])
+        assert [l.split()[0] for l in out.splitlines()] == ["disk0:", "disk1:", "iso:", "disk3:"], out
+        data = {name: random.Random(name).randbytes(9 * MIB) for name, _, _ in exports}
+        with Daemon(exports, env=clean_env()) as d:
+            for name, _, _ in exports:
+                if name != "iso":
+                    path = os.path.join(d.dir, "in.img")
+                    with open(path, "wb") as f:
+                        f.write(data[name])
+                    nbdcopy("--flush", path, uri(d, name))
+            for name, _, _ in exports:
+                same(copy_out(d, name), iso if name == "iso" else data[name] + bytes(3 * MIB), name)
+            shown_chains = json.dumps(status(d))
+            must_hide(shown_chains + d.text() + shown(d.process.pid), [server.secret])
+    for place, driver, conn in ((disk0, "sharded", exports[0][2]), (disk1, "sharded", exports[1][2]),
+                                (nodes[0], "distributed", exports[3][2])):
+        run("destroy", "--force", driver, conn, secrets=[server.secret])
+        assert not os.path.exists(place.path) if isinstance(place, Folder) else not place.names()
+    assert not nodes[1].names() and not os.path.exists(nodes[2].path)
 
 
 # --- Images ----------------------------------------------------------------------------------------
