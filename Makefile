@@ -41,6 +41,8 @@ DEPS_GUEST := qemu-system-x86 qemu-utils python3 busybox-static kmod udev e2fspr
               nbd-server nbd-client
 DEPS_TEST  := libcmocka-dev clang libclang-rt-14-dev python3-clang-14 mandoc libnbd-bin \
               python3-libnbd git radosgw ceph-mon ceph-osd ceph-common nginx-light
+# Only what is compared with, beside what the tests need anyway.
+DEPS_BENCH := s3backer nbdkit nbdkit-plugin-python python3-boto3 qemu-utils nbd-server fio
 DEPS_LINT  := clang-format clang-tidy shellcheck gcovr valgrind
 
 # --- Flags --------------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ SUITE = $(PYTHON) tests/run/suite --build $(BUILD)
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: help all bins man tests deps deps-build deps-demo deps-lint demo check check-all check-unit \
+.PHONY: help all bins man tests deps deps-bench deps-build deps-demo deps-lint demo check check-all check-unit \
 	check-int check-guest check-san check-asan check-tsan bench fuzz lint tidy format cov \
 	install uninstall clean FORCE
 
@@ -237,6 +239,8 @@ deps-build: ## install only what the build needs
 	@tests/run/deps $(DEPS_BUILD)
 deps-demo: ## install what the build and the demo need
 	@tests/run/deps $(DEPS_BUILD) $(DEPS_GUEST)
+deps-bench: ## install what the benchmark compares with
+	@tests/run/deps $(DEPS_BUILD) $(DEPS_TEST) $(DEPS_BENCH)
 deps-lint: ## install what tidy, format, cov and the full lint need
 	@tests/run/deps $(DEPS_BUILD) $(DEPS_TEST) $(DEPS_LINT)
 
@@ -265,7 +269,7 @@ check-tsan: ## unit and integration tests with ThreadSanitizer
 	+@$(SUBMAKE) SAN=thread BUILD=$(BUILD)/tsan bins tests
 	@$(PYTHON) tests/run/suite --build $(BUILD)/tsan --sanitizer thread unit int
 
-bench: bins $(BENCH_BIN) ## compare with nbdkit, qemu-nbd, nbd-server
+bench: bins $(BENCH_BIN) ## compare with nbdkit, qemu-nbd, nbd-server, s3backer (BENCH="local|remote --quick")
 	@BUILD=$(BUILD) tests/bench/run
 
 fuzz: ## run each fuzzer for FUZZ_SECONDS
