@@ -419,8 +419,11 @@ static CO_FN int look_good(struct chan *c, struct look *k)
 		if (v.is_unsettled)
 			return holders_error(d, &at, all_of(&at));
 	}
-	if (likely(all_of(&at) & ~v.stale & ~v.behind & holders_joined(d, &at)))
-		return look(c, k, &at, all_of(&at) & ~v.stale & ~v.behind);
+	if (likely(all_of(&at) & ~v.stale & ~v.behind & holders_joined(d, &at))) {
+		rc = look(c, k, &at, all_of(&at) & ~v.stale & ~v.behind);
+		if (rc == 0 || rc == -ENOENT || v.behind == 0)
+			return rc;
+	}
 	/* What they are behind of is done when the range is free. */
 	rangelock_lock(&d->objects, &hold, k->e.obj->hash, k->e.off, MAX(k->e.len, 1U), true);
 	v = mark_view(d, k->e.obj->name);

@@ -130,6 +130,7 @@ struct dist {
 	struct co_wq work;  /* for the repair fiber */
 	_Atomic bool is_stopping;
 	bool is_repairing, has_work;
+	struct log_gate gate; /* has a lock of its own */
 };
 
 enum read_from { READ_FASTEST, READ_FIRST };
@@ -181,7 +182,7 @@ void node_result(struct dist *d, unsigned node, int rc);
 /* Holders whose node has joined / has joined and is not away. */
 uint64_t holders_joined(const struct dist *d, const struct place *at);
 uint64_t holders_up(const struct dist *d, const struct place *at);
-/* An error to answer when those holders are all that could have helped. */
+/* An error to answer when those holders are all that could have helped; never -ENOENT and the like. */
 int holders_error(const struct dist *d, const struct place *at, uint64_t holders);
 /* How many holders must have a write before it is answered. */
 unsigned quorum_of(const struct dist *d, const struct place *at);

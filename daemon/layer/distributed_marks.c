@@ -26,6 +26,13 @@ enum { MISSES_MAX = 3 };
 
 /* ---- nodes ---- */
 
+/* What says nothing against the node: its answers, and our own limits. */
+static bool is_answer(int rc)
+{
+	return rc == 0 || rc == -ENOENT || rc == -EEXIST || rc == -ESTALE || rc == -ENOTSUP ||
+	       rc == -EINVAL || rc == -ENAMETOOLONG || rc == -EFBIG || rc == -ENOMEM;
+}
+
 int node_chan(struct chan *c, unsigned node, struct chan **out)
 {
 	struct dist_chan *dc = c->self;
@@ -40,10 +47,18 @@ int node_chan(struct chan *c, unsigned node, struct chan **out)
 	return rc;
 }
 
-/* Answers that say nothing against the node. */
-static bool is_answer(int rc)
+/* A node may come and go all the time. */
+static void log_node(struct dist *d, unsigned node, int rc)
 {
-	return rc == 0 || rc == -ENOENT || rc == -EEXIST || rc == -ESTALE || rc == -ENOTSUP;
+	unsigned suppressed;
+
+	if (!log_gate_open(&d->gate, &suppressed))
+		return;
+	if (rc == 0)
+		log_info("node is back layer=distributed node=%u suppressed=%u", node, suppressed);
+	else
+		log_warn("node is away layer=distributed node=%u error=%s suppressed=%u", node,
+			 err_name(rc), suppressed);
 }
 
 void node_result(struct dist *d, unsigned node, int rc)
@@ -54,7 +69,7 @@ void node_result(struct dist *d, unsigned node, int rc)
 		if (n->misses != 0)
 			n->misses = 0;
 		if (n->is_away && atomic_exchange(&n->is_away, false)) {
-			log_info("node is back layer=distributed node=%u", node);
+			log_node(d, node, 0);
 			wake_repair(d);
 		}
 		return;
@@ -62,7 +77,7 @@ void node_result(struct dist *d, unsigned node, int rc)
 	n->error = rc;
 	if ((atomic_fetch_add(&n->misses, 1) + 1 >= MISSES_MAX || is_transient(rc)) &&
 	    !atomic_exchange(&n->is_away, true)) {
-		log_warn("node is away layer=distributed node=%u error=%s", node, err_name(rc));
+		log_node(d, node, rc);
 		wake_repair(d);
 	}
 }
@@ -89,9 +104,13 @@ uint64_t holders_up(const struct dist *d, const struct place *at)
 
 int holders_error(const struct dist *d, const struct place *at, uint64_t holders)
 {
-	for (unsigned r = 0; r < at->n; r++)
-		if (holders & bit(r) && d->nodes[at->node[r]].error != 0)
-			return d->nodes[at->node[r]].error;
+	for (unsigned r = 0; r < at->n; r++) {
+		int rc = d->nodes[at->node[r]].error;
+
+		/* A folder that is not there is no object that is not there: nobody may take it for zeroes. */
+		if (holders & bit(r) && !is_answer(rc))
+			return rc;
+	}
 	return -EIO;
 }
 
