@@ -31,8 +31,16 @@
 #error "libcurl 7.87 or newer is needed (CURLOPT_QUICK_EXIT)"
 #endif
 
-/* What is moved at a time. Receive buffers are curl's for as long as an easy handle lives; upload buffers come and go. */
-enum { RECEIVE_LEN = 256 << 10, UPLOAD_MIN = 16 << 10, UPLOAD_MAX = 512 << 10 };
+/*
+ * What is moved at a time. A receive buffer is curl's for as long as the easy handle lives, an upload buffer for one
+ * request. All of a reactor's together may take so much, so more connections have smaller ones.
+ */
+enum {
+	BUFFERS_LEN = 32 << 20,
+	BUFFER_MIN = 16 << 10,
+	RECEIVE_MAX = 256 << 10,
+	UPLOAD_MAX = 512 << 10
+};
 enum { METHODS = 6, STATUSES = 600 };
 
 static const char *const methods[METHODS] = { "GET", "HEAD", "PUT", "POST", "DELETE", "other" };
@@ -183,6 +191,13 @@ static int on_seek(void *arg, curl_off_t off, int origin)
 			rc = curl_easy_setopt(easy, option, value); \
 	} while (0)
 
+static size_t buffer_len(size_t want, unsigned conns)
+{
+	size_t share = BUFFERS_LEN / conns;
+
+	return MAX(MIN(want, share), (size_t)BUFFER_MIN);
+}
+
 /* What is the same for all requests. */
 static CURLcode set_common(struct handle *h, const struct http_conf *conf)
 {
@@ -211,7 +226,7 @@ static CURLcode set_common(struct handle *h, const struct http_conf *conf)
 	SET(CURLOPT_TCP_NODELAY, 1L);
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	SET(CURLOPT_USERAGENT, "nbdrs/" NBDRS_VERSION);
-	SET(CURLOPT_BUFFERSIZE, (long)RECEIVE_LEN);
+	SET(CURLOPT_BUFFERSIZE, (long)buffer_len(RECEIVE_MAX, conf->conns));
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long)MAX(connect_ns / 1000000, UINT64_C(1)));
 	SET(CURLOPT_SSL_VERIFYPEER, conf->is_insecure ? 0L : 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, conf->is_insecure ? 0L : 2L);
@@ -343,7 +358,7 @@ static bool make_headers(const struct http_req *req, struct curl_slist **list)
 	return true;
 }
 
-static CURLcode set_method(CURL *easy, const struct http_req *req)
+static CURLcode set_method(CURL *easy, const struct http_req *req, unsigned conns)
 {
 	bool is_head = strcmp(req->method, "HEAD") == 0;
 	bool has_body = req->body != NULL || strcmp(req->method, "PUT") == 0 ||
@@ -358,7 +373,8 @@ static CURLcode set_method(CURL *easy, const struct http_req *req)
 	if (has_body) {
 		SET(CURLOPT_UPLOAD, 1L);
 		SET(CURLOPT_INFILESIZE_LARGE, (curl_off_t)len);
-		SET(CURLOPT_UPLOAD_BUFFERSIZE, (long)MAX(MIN(len, (size_t)UPLOAD_MAX), UPLOAD_MIN));
+		SET(CURLOPT_UPLOAD_BUFFERSIZE,
+		    (long)buffer_len(MIN(len, (size_t)UPLOAD_MAX), conns));
 	}
 	SET(CURLOPT_CUSTOMREQUEST, is_plain ? NULL : req->method);
 	return rc;
@@ -369,7 +385,7 @@ static CURLcode set_request(struct handle *h, const struct http_req *req,
 {
 	bool is_tls = is_https(req->url);
 	CURL *easy = h->easy;
-	CURLcode rc = set_method(easy, req);
+	CURLcode rc = set_method(easy, req, h->here->http->conf.conns);
 
 	SET(CURLOPT_URL, req->url);
 	SET(CURLOPT_HTTPHEADER, headers);
