@@ -63,7 +63,7 @@ def shown(pid):
 def random_image(path, size, seed=SEED):
     """Random data with some holes in it, as disks have; returns it."""
     r = random.Random(seed)
-    data = bytearray(r.randbytes(size))
+    data = bytearray(b"".join(r.randbytes(min(16 * MIB, size - at)) for at in range(0, size, 16 * MIB)))
     for _ in range(size // (3 * MIB)):
         at = r.randrange(0, size - 64 * KIB)
         n = r.choice((4 * KIB, 64 * KIB, 700 * KIB))
