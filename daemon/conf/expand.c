@@ -4,7 +4,7 @@
  *
  *	s3, http, https			without a `retry` above them get one: retry:s3:...
  *	distributed, holding a disk	is below a `sharded`: sharded:distributed{...}
- *	raw, sharded, http ... over a network	without a `cache` or `readahead` on the way get a `readahead` above
+ *	raw, sharded, http ... over a network	without a `readahead` on the way get one above
  *
  * Like the parser this knows layers by their names only.
  */
@@ -20,7 +20,7 @@
 struct above {
 	bool is_keyed;		/* a mapping, so this is about objects */
 	bool has_retry;
-	bool has_latency_hidden; /* a cache or readahead */
+	bool has_readahead;
 };
 
 static bool is_layer(const struct spec *s, const char *name)
@@ -38,15 +38,10 @@ static bool maps_to_objects(const struct spec *s)
 	return is_layer(s, "sharded") || is_layer(s, "distributed");
 }
 
-static bool hides_latency(const struct spec *s)
-{
-	return is_layer(s, "cache") || is_layer(s, "readahead");
-}
-
-/* Is there a remote store below that no cache hides? */
+/* Is there a remote store below, and no readahead on the way to it? */
 static bool is_slow(const struct spec *s)
 {
-	if (hides_latency(s))
+	if (is_layer(s, "readahead"))
 		return false;
 	if (is_remote_store(s))
 		return true;
@@ -82,11 +77,11 @@ static int expand(struct spec **at, struct above above)
 	struct spec *s = *at;
 	const bool is_disk = !above.is_keyed && (is_layer(s, "raw") || maps_to_objects(s) || is_remote_store(s));
 	const bool wants_sharded = !above.is_keyed && is_layer(s, "distributed");
-	const bool wants_readahead = is_disk && !above.has_latency_hidden && is_slow(s);
+	const bool wants_readahead = is_disk && !above.has_readahead && is_slow(s);
 	const struct above below = {
 		.is_keyed = above.is_keyed || maps_to_objects(s),
 		.has_retry = above.has_retry || is_layer(s, "retry"),
-		.has_latency_hidden = above.has_latency_hidden || hides_latency(s) || wants_readahead,
+		.has_readahead = above.has_readahead || is_layer(s, "readahead") || wants_readahead,
 	};
 	int rc = 0;
 

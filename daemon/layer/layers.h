@@ -8,6 +8,7 @@
 #include "nbdrs/layer.h"
 
 extern const struct layer_ops raw_layer;
+extern const struct layer_ops cache_layer;
 extern const struct layer_ops sharded_layer;
 extern const struct layer_ops file_layer;
 extern const struct layer_ops mem_layer;

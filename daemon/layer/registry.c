@@ -8,7 +8,7 @@
 #include "layer/layers.h"
 
 const struct layer_ops *const layers[] = {
-	&raw_layer, &sharded_layer, &file_layer, &mem_layer, &null_layer, &delay_layer, &fault_layer, &readahead_layer, &distributed_layer,
+	&raw_layer, &sharded_layer, &file_layer, &mem_layer, &null_layer, &delay_layer, &fault_layer, &readahead_layer, &distributed_layer, &cache_layer,
 	&s3_layer, &retry_layer, &http_layer, &https_layer,
 	NULL,
 };

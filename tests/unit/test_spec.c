@@ -134,8 +134,8 @@ static void test_expand(void **state)
 		{ "sharded:s3:http://h/b/", "readahead:sharded:retry:s3:http://h/b/" },
 		{ "raw:http://h/x.iso", "readahead:raw:retry:http://h/x.iso" },
 		{ "https://h/x.iso", "readahead:retry:https://h/x.iso" },
-		{ "sharded:cache:s3:/b/", "sharded:cache:retry:s3:/b/" },
-		{ "cache:sharded:s3:/b/", "cache:sharded:retry:s3:/b/" },
+		{ "sharded:cache:s3:/b/", "readahead:sharded:cache:retry:s3:/b/" },
+		{ "cache:sharded:s3:/b/", "cache:readahead:sharded:retry:s3:/b/" },
 		{ "sharded:retry[max=0]:s3:/b/", "readahead:sharded:retry[max=0]:s3:/b/" },
 		{ "readahead:sharded:s3:/b/", "readahead:sharded:retry:s3:/b/" },
 		{ "readahead[mem=1Mi]:delay:raw:http://h/x", "readahead[mem=1Mi]:delay:raw:retry:http://h/x" },
@@ -143,7 +143,7 @@ static void test_expand(void **state)
 		{ "distributed{file:/a,file:/b}", "sharded:distributed{file:/a,file:/b}" },
 		{ "distributed{file:/a,s3:/b/}", "readahead:sharded:distributed{file:/a,retry:s3:/b/}" },
 		{ "distributed{cache:s3:/a/,cache:s3:/b/}",
-		  "sharded:distributed{cache:retry:s3:/a/,cache:retry:s3:/b/}" },
+		  "readahead:sharded:distributed{cache:retry:s3:/a/,cache:retry:s3:/b/}" },
 		{ "sharded[size=1Mi]:distributed{file:/a,file:/b}", "sharded[size=1Mi]:distributed{file:/a,file:/b}" },
 	};
 

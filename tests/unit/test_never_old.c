@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Layer readahead never gives anything older than what was answered: readers and writers on the same blocks.
+ * Layers readahead and cache never give anything older than what was answered: readers and writers on the same blocks.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -190,6 +190,7 @@ static CO_FN int never_old(void *arg)
 	_cleanup_free_ struct history *h = calloc(1, sizeof(*h));
 	struct actor actors[WRITERS + READERS];
 	struct co_group writers = CO_GROUP_INIT, readers = CO_GROUP_INIT;
+	uint64_t fetches;
 
 	if (!h)
 		return -1;
@@ -203,9 +204,10 @@ static CO_FN int never_old(void *arg)
 	co_group_wait(&writers);
 	for (unsigned i = 0; i < ARRAY_LEN(actors); i++)
 		EXPECT(r, actors[i].rc == 0, "actor %u", i);
-	EXPECT(r, status(r, "hits") > 1000 && status(r, "fetches") > 100,
-	       "hits %" PRIu64 ", fetches %" PRIu64 ": that proves nothing", status(r, "hits"),
-	       status(r, "fetches"));
+	/* The cache counts what it had to fetch as misses. */
+	fetches = status(r, "fetches") != UINT64_MAX ? status(r, "fetches") : status(r, "misses");
+	EXPECT(r, status(r, "hits") > 1000 && fetches > 100,
+	       "hits %" PRIu64 ", fetches %" PRIu64 ": that proves nothing", status(r, "hits"), fetches);
 	return 0;
 }
 
@@ -216,6 +218,9 @@ static void test_never_old(void **state)
 	check("readahead:delay[write=50us,zero=50us,trim=50us]:mem[size=4Mi]", 4 * MI, never_old);
 	check("readahead[mem=1Mi]:delay[read=50us,write=50us]:fault[ops=read,rate=0%]:mem[size=4Mi]",
 	      4 * MI, never_old);
+	check("cache[mem=1Mi]:mem[size=4Mi]", 4 * MI, never_old);
+	check("cache[mem=1Mi,granule=16Ki]:delay[read=100us,jitter=200us]:mem[size=4Mi]", 4 * MI, never_old);
+	check("cache[mem=2Mi]:delay[write=50us,zero=50us,trim=50us]:mem[size=4Mi]", 4 * MI, never_old);
 }
 
 int main(int argc, char **argv)
@@ -228,7 +233,7 @@ int main(int argc, char **argv)
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]); /* a pattern with * and ? */
 	conform_start();
-	failed = cmocka_run_group_tests_name("readahead, races", tests, NULL, NULL);
+	failed = cmocka_run_group_tests_name("never old", tests, NULL, NULL);
 	conform_stop();
 	return failed;
 }

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Layer cache: what reaches the layer below, what is kept, what makes room. The conformance suites run over it in
+ * test_layers.c and test_stores.c, races in test_never_old.c.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "conformance.h"
+#include "layer/cache_table.h"
+#include "nbdrs/cleanup.h"
+#include "nbdrs/reactor.h"
+
+enum { KI = 1024, MI = KI * KI, GRANULE = 64 * KI };
+
+static void check(const char *text, uint64_t size, int (*fn)(void *run))
+{
+	const struct conform what = { .text = text, .size = size };
+	const char *failure = conform_with(&what, fn);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+/* Reads from the layer below so far. */
+static uint64_t below(struct run *r)
+{
+	return run_ops(r, 1, CH_READ);
+}
+
+/* --- What is fetched -------------------------------------------------------------------------- */
+
+static CO_FN int fetched_once(void *arg)
+{
+	struct run *r = arg;
+
+	if (run_write(r, 0, MI, 0, 1) || run_check(r, 3 * MI + 100, 10, 1))
+		return -1;
+	EXPECT(r, below(r) == 1, "one read for one granule, not %" PRIu64, below(r));
+	if (run_check(r, 3 * MI, GRANULE, 1) || run_check(r, 3 * MI + GRANULE - 1, 1, 1))
+		return -1;
+	EXPECT(r, below(r) == 1, "it was there: %" PRIu64, below(r));
+	/* Eight granules by one request. */
+	if (run_check(r, 2 * MI, 8 * GRANULE, 3))
+		return -1;
+	EXPECT(r, below(r) == 2, "a run is one request: %" PRIu64, below(r));
+	/* What was written is there without any. */
+	if (run_check(r, 0, MI, 2))
+		return -1;
+	EXPECT(r, below(r) == 2, "written and read: %" PRIu64, below(r));
+	return 0;
+}
+
+static void test_fetched_once(void **state)
+{
+	check("cache[mem=8Mi]:mem[size=4Mi]", 4 * MI, fetched_once);
+}
+
+static CO_FN void read_same(void *arg)
+{
+	struct run *r = arg;
+
+	(void)run_check(r, MI + 512, 512, 1); /* notes its failure in the run */
+}
+
+static CO_FN int single_flight(void *arg)
+{
+	struct run *r = arg;
+	struct co_group g = CO_GROUP_INIT;
+
+	for (unsigned i = 0; i < 50; i++)
+		co_group_spawn(&g, read_same, r);
+	co_group_wait(&g);
+	EXPECT(r, below(r) == 1, "50 reads of one granule are one fetch, not %" PRIu64, below(r));
+	return 0;
+}
+
+static void test_single_flight(void **state)
+{
+	check("cache:delay[read=20ms]:mem[size=4Mi]", 4 * MI, single_flight);
+}
+
+/* --- What is kept ------------------------------------------------------------------------------ */
+
+static CO_FN int survives_a_scan(void *arg)
+{
+	struct run *r = arg;
+	uint64_t before;
+
+	/* Used twice, not one read after the other: worth keeping. */
+	for (unsigned round = 0; round < 2; round++)
+		for (uint64_t off = 0; off < MI / 2; off += GRANULE)
+			if (run_check(r, off, 4 * KI, 1))
+				return -1;
+	/* 16 times the cache, in small steps. */
+	for (uint64_t off = 16 * MI; off < 32 * MI; off += 4 * KI)
+		if (run_check(r, off, 4 * KI, 1))
+			return -1;
+	before = below(r);
+	for (uint64_t off = 0; off < MI / 2; off += GRANULE)
+		if (run_check(r, off, 4 * KI, 1))
+			return -1;
+	EXPECT(r, below(r) == before, "%" PRIu64 " of 8 were pushed out by a scan", below(r) - before);
+	return 0;
+}
+
+static void test_survives_a_scan(void **state)
+{
+	check("cache[mem=1Mi]:mem[size=32Mi]", 32 * MI, survives_a_scan);
+}
+
+static CO_FN int errors_are_not_kept(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+	char buf[512];
+	struct iovec v;
+	struct iov iov = iov_one(&v, buf, sizeof(buf));
+	const struct ext e = { &obj_none, 0, sizeof(buf) };
+
+	EXPECT(r, ch_read(c, e, &iov, 0) == -EIO, "the first read fails below");
+	if (run_check(r, 0, 512, 1) || run_write(r, 0, 512, 0, 1) || run_check(r, 0, GRANULE, 1))
+		return -1;
+	return 0;
+}
+
+static void test_errors_are_not_kept(void **state)
+{
+	check("cache:fault[ops=read,count=1]:mem[size=1Mi]", MI, errors_are_not_kept);
+}
+
+static CO_FN int failed_write_is_read_below(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+	char buf[512], got[512];
+	struct iovec v;
+	struct iov iov = iov_one(&v, buf, sizeof(buf));
+	const struct ext e = { &obj_none, 0, sizeof(buf) };
+
+	memset(buf, 'x', sizeof(buf));
+	if (run_check(r, 0, 512, 1))
+		return -1;
+	/* The layer below took it and failed to say so. */
+	EXPECT(r, ch_write(c, e, &iov, 0) == -EIO, "the write fails");
+	iov = iov_one(&v, got, sizeof(got));
+	EXPECT(r, ch_read(c, e, &iov, 0) == 0 && memcmp(got, buf, sizeof(got)) == 0,
+	       "what is read is what the layer below has");
+	return 0;
+}
+
+static void test_failed_write_is_read_below(void **state)
+{
+	check("cache:fault[ops=write,when=after]:mem[size=1Mi]", MI, failed_write_is_read_below);
+}
+
+/* --- The table ---------------------------------------------------------------------------------- */
+
+static void fill(struct cache_table *t, const struct obj *obj, uint64_t n)
+{
+	struct granule *g = cache_table_begin(t, obj, n);
+
+	assert_non_null(g);
+	memset(granule_data(g), (int)n, 4096);
+	cache_table_fill(t, g, true, 0);
+}
+
+static CO_FN int table_limit(void *arg)
+{
+	struct cache_table *t = NULL;
+	struct cache_view v;
+	struct obj obj;
+
+	assert_int_equal(obj_set(&obj, "block-1"), 0);
+	assert_int_equal(cache_table_new(MI, 4096, &t), 0);
+	for (uint64_t n = 0; n < 10000; n++) {
+		fill(t, &obj, n);
+		cache_table_view(t, &v);
+		assert_true(v.bytes <= MI);
+		assert_true(v.ghosts <= 2 * 256);
+	}
+	assert_true(v.granules > 200 && v.evictions > 9000);
+	cache_table_drop_from(t, &obj, 0);
+	cache_table_view(t, &v);
+	assert_int_equal(v.granules, 0);
+	cache_table_free(t);
+	return 0;
+}
+
+static void test_table_limit(void **state)
+{
+	assert_int_equal(reactor_call_blocking(reactor_get(0), table_limit, NULL), 0);
+}
+
+static CO_FN int table_drop(void *arg)
+{
+	struct cache_table *t = NULL;
+	struct granule *g;
+	struct obj a, b;
+	char buf[8];
+	struct iovec v;
+	struct iov iov = iov_one(&v, buf, sizeof(buf));
+
+	assert_int_equal(obj_set(&a, "a"), 0);
+	assert_int_equal(obj_set(&b, "b"), 0);
+	b.hash = a.hash; /* names decide, not hashes */
+	assert_int_equal(cache_table_new(MI, 4096, &t), 0);
+	fill(t, &a, 7);
+	assert_int_equal(cache_table_read(t, &b, 7, 0, 8, &iov, 0), CACHE_MISS);
+	assert_int_equal(cache_table_read(t, &a, 7, 0, 8, &iov, 0), CACHE_HIT);
+	assert_int_equal(buf[0], 7);
+	/* Dropped while it is fetched: what comes is not kept, and the next one may fetch at once. */
+	g = cache_table_begin(t, &b, 1);
+	assert_non_null(g);
+	assert_null(cache_table_begin(t, &b, 1));
+	cache_table_drop(t, &b, 1);
+	fill(t, &b, 1);
+	memset(granule_data(g), 99, 4096);
+	cache_table_fill(t, g, true, 0);
+	assert_int_equal(cache_table_read(t, &b, 1, 0, 8, &iov, 0), CACHE_HIT);
+	assert_int_equal(buf[0], 1);
+	cache_table_free(t);
+	return 0;
+}
+
+static void test_table_drop(void **state)
+{
+	assert_int_equal(reactor_call_blocking(reactor_get(0), table_drop, NULL), 0);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_fetched_once),
+		cmocka_unit_test(test_single_flight),
+		cmocka_unit_test(test_survives_a_scan),
+		cmocka_unit_test(test_errors_are_not_kept),
+		cmocka_unit_test(test_failed_write_is_read_below),
+		cmocka_unit_test(test_table_limit),
+		cmocka_unit_test(test_table_drop),
+	};
+	int failed;
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]); /* a pattern with * and ? */
+	conform_start();
+	failed = cmocka_run_group_tests_name("cache", tests, NULL, NULL);
+	conform_stop();
+	return failed;
+}
