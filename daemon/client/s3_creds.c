@@ -6,8 +6,9 @@
  *	a file of keys			@FILE@ in the URL, or key_file=
  *	profile=			that profile of the shared files
  *	the environment			AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN
- *	the shared files		profile AWS_PROFILE, else "default", of AWS_SHARED_CREDENTIALS_FILE (~/.aws/credentials),
- *					then of AWS_CONFIG_FILE (~/.aws/config)
+ *	the shared files		profile AWS_PROFILE, else "default", of
+ *					AWS_SHARED_CREDENTIALS_FILE (~/.aws/credentials), then of
+ *					AWS_CONFIG_FILE (~/.aws/config)
  *
  * A file that somebody named must be there and make sense; the ones at their usual places may be
  * missing. Files are read again when a server says that a session's keys have expired (s3_renew in
@@ -275,7 +276,7 @@ static int from_key_file(struct s3_config *c, const char *path, struct err *err)
 	unsigned n = 0;
 	int rc = read_named(path, "the file of keys", &text, err);
 
-	if (rc)
+	if (rc || !text)
 		return rc;
 	if (has_sections(text)) {
 		find_profile(text, name, false, &p);

@@ -17,8 +17,8 @@ static const struct {
 } codes[] = {
 	{ "InvalidAccessKeyId", "the server does not know this access key; look at the key" },
 	{ "SignatureDoesNotMatch",
-	  "the secret does not belong to this access key; look at the secret (in a URL \"/\" is written %2F, \"%\" is %25, "
-	  "\"@\" is %40)" },
+	  "the secret does not belong to this access key; look at the secret (in a URL \"/\" is "
+	  "written %2F, \"%\" is %25, \"@\" is %40)" },
 	{ "ExpiredToken", "the session's keys have expired; get new ones" },
 	{ "InvalidToken", "the session token is not valid; get new keys" },
 	{ "TokenRefreshRequired", "the session's keys have expired; get new ones" },

@@ -17,7 +17,7 @@
 
 enum { QUERY_MAX = 3 * S3_KEY_MAX + 128 };
 
-/* The same, with the failure put into words. */
+/* s3_insist, with a failure put into words. */
 static CO_FN int ask(struct s3 *s3, const struct s3_req *req, struct s3_resp *resp, struct err *err)
 {
 	int rc = s3_insist(s3, req, resp, NULL);

@@ -135,6 +135,7 @@ static bool is_sorted(const char *query)
 static void error(struct answer *a, int status, const char *code)
 {
 	a->status = status;
+	a->data = NULL;
 	a->text = calloc(1, TEXT_MAX);
 	must(a->text);
 	add(a->text,

@@ -279,8 +279,8 @@ static void test_keys(void **state)
 		  .secret = "F" },
 		{ .what = "config",
 		  .credentials = "[work]\naws_access_key_id=A\naws_secret_access_key=B\n",
-		  .config =
-			  "[default]\nregion=no\n[profile work]\nregion = eu-1\nendpoint_url = http://e:1\ns3 =\n  region = x\n",
+		  .config = "[default]\nregion=no\n[profile work]\nregion = eu-1\n"
+			    "endpoint_url = http://e:1\ns3 =\n  region = x\n",
 		  .profile = "work",
 		  .target = "/b",
 		  .key = "A",
