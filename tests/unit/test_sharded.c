@@ -293,8 +293,9 @@ static CO_FN int partial_writes(void *arg)
 			return -1;
 	EXPECT(r, flush(r) == 0, "flush");
 	a = asked_since(r, &before);
-	EXPECT(r, a.ops[CH_PUT] == 1 && a.ops[CH_READ] == 1, "%" PRIu64 " puts, %" PRIu64 " reads",
-	       a.ops[CH_PUT], a.ops[CH_READ]);
+	EXPECT(r, a.ops[CH_PUT] == 1 && a.ops[CH_READ] == 1,
+	       "%" PRIu64 " puts, %" PRIu64 " reads %" PRIu64 " bytes", a.ops[CH_PUT],
+	       a.ops[CH_READ], a.bytes[CH_READ]);
 
 	/* Of a shard that does not exist nothing is fetched. */
 	before = asked(r);
@@ -625,7 +626,7 @@ static void test_fetch_fails(void **state)
  * Writers write ever higher numbers into their own blocks; a flush that began after a number was answered must find
  * at least that number in the store when it ends.
  */
-enum { WRITERS = 6, BLOCKS = 64, ROUNDS = 40 };
+enum { WRITERS = 6, BLOCKS = 64, ROUNDS = 12, PAUSE_NS = 100000 };
 
 struct stream {
 	struct run *r;
@@ -656,7 +657,7 @@ static CO_FN int stream_here(void *arg)
 			buf[i] = n;
 		EXPECT(r, ch_write(c, at(place_of(s->index, b), iov.len), &iov, 0) == 0, "write");
 		atomic_store(&s->answered[b], n);
-		co_yield();
+		co_sleep(PAUSE_NS);
 	}
 	return 0;
 }
