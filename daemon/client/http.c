@@ -35,12 +35,8 @@
  * What is moved at a time. A receive buffer is curl's for as long as the easy handle lives, an upload buffer for one
  * request. All of a reactor's together may take so much, so more connections have smaller ones.
  */
-enum {
-	BUFFERS_LEN = 32 << 20,
-	BUFFER_MIN = 16 << 10,
-	RECEIVE_MAX = 256 << 10,
-	UPLOAD_MAX = 512 << 10
-};
+enum { BUFFERS_LEN = 32 << 20, BUFFER_MIN = 16 << 10 };
+enum { RECEIVE_MAX = 256 << 10, UPLOAD_MAX = 512 << 10 };
 enum { METHODS = 6, STATUSES = 600 };
 
 static const char *const methods[METHODS] = { "GET", "HEAD", "PUT", "POST", "DELETE", "other" };
@@ -589,8 +585,8 @@ void http_close_here(struct http *http)
 	struct closing c = { .here = http->here[i], .co = co_self() };
 
 	/*
-	 * An instance can have several channels on a reactor (a layer's own for background work beside that of the requests
-	 * above). While another one is at work the connections stay; the last one to close finds nothing running.
+	 * An instance can have several channels on a reactor (a layer's own for background work beside that of the
+	 * requests above). While another one is at work the connections stay; the last to close finds nothing running.
 	 */
 	if (c.here == NULL || c.here->running > 0)
 		return;

@@ -166,7 +166,8 @@ static void ack_now(const struct sock *s)
 {
 	int on = 1;
 
-	(void)setsockopt(s->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on)); /* it is about speed only */
+	(void)setsockopt(s->fd, IPPROTO_TCP, TCP_QUICKACK, &on,
+			 sizeof(on)); /* it is about speed only */
 }
 
 /* Errors of the socket are not passed on as such: curl gets them, with their number, from the call it tries. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * What the two halves of layers `http` and `https` share: http_object.c serves requests, http_setup.c makes sense of the
- * URL and the options and looks at the object.
+ * What the two halves of layers `http` and `https` share: http_object.c serves requests, http_setup.c makes sense of
+ * the URL and the options and looks at the object.
  */
 #ifndef NBDRS_HTTP_OBJECT_H
 #define NBDRS_HTTP_OBJECT_H

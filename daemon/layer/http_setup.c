@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Opening of layers http and https: the URL, the file of headers, and the first request, which tells early what is wrong
- * with address, name, access or server, and pins the object.
+ * Opening of layers http and https: the URL, the file of headers, and the first request, which tells early what is
+ * wrong with address, name, access or server, and pins the object.
  *
  * That first request asks for one byte. Its answer shows all there is to know: that the server has ranges (a 206), the
  * size (Content-Range) and what the object is known by (ETag, Last-Modified). HEAD would show less, and some servers

@@ -22,7 +22,7 @@ struct http;
 enum { HTTP_CONNS_MAX = 4096 };
 
 struct http_conf {
-	unsigned conns;	      /* transfers at a time on each reactor, at most HTTP_CONNS_MAX; the rest waits in line */
+	unsigned conns;	      /* transfers at a time on each reactor, 1 to HTTP_CONNS_MAX; the rest waits */
 	uint64_t timeout_ns;  /* for a whole request, waiting in line not included */
 	uint64_t connect_ns;  /* for a connection; 0 = timeout_ns */
 	const char *ca_file;  /* PEM; NULL = the system's */
@@ -91,7 +91,11 @@ void http_free(struct http *h);
 CO_FN int http_do(struct http *h, const struct http_req *req, struct http_resp *resp);
 void http_resp_free(struct http_resp *resp);
 
-/* What a status means to a store: 0 for 2xx; -EAGAIN 429, 500, 502, 503, 504, 408; -ENOENT 404, 410; -EACCES 401, 403; ... */
+/*
+ * The only map from a status to what it means to a store: 0 2xx; -EAGAIN 408, 429, 500, 502, 503, 504; -ENOENT 404,
+ * 410; -EACCES 401, 403; -ESTALE 412; -EBUSY 409; -ERANGE 416; -ENOSPC 507; -EREMCHG 301, 302, 307, 308; -EOPNOTSUPP
+ * 405, 501; -EINVAL other 4xx; -EPROTO the rest.
+ */
 int http_status_error(int status);
 
 /* Counters of all requests so far, "GET 206" -> n, in no order; status 0 = no response. Any thread. */
