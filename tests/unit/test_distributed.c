@@ -518,6 +518,29 @@ static CO_FN int open_without(void *arg)
 	return wipe(r);
 }
 
+/* A write that can't be: an error, and not the one that stands for a missing object. */
+static CO_FN int closed_write(void *arg)
+{
+	struct store_run *r = arg;
+	struct chan *c = store_chan(r);
+	struct err err = { "" };
+	char b[300], b_off[300];
+
+	(void)snprintf(b, sizeof(b), "%s/b", r->folder);
+	(void)snprintf(b_off, sizeof(b_off), "%s/b.off", r->folder);
+	CHECK(r, put_byte(c, "block-0", 'a', LEN) == 0);
+	CHECK(r, chain_close(r->chain) == 0 && rename(b, b_off) == 0);
+	CHECK(r, chain_open(r->chain, &err) == 0, "%s", err.msg);
+	c = store_chan(r);
+	CHECK(r, read_byte(c, "block-0", 0, LEN) == 'a');
+	CHECK(r, write_byte(c, "block-0", 0, 'b', LEN, 0) == -EIO);
+	CHECK(r, put_byte(c, "block-0", 'b', LEN) == -EIO && del(c, "block-0") == -EIO);
+	CHECK(r, read_byte(c, "block-0", 0, LEN) == 'a', "nothing was changed");
+	CHECK(r, count_of(c, "stale-") == 0);
+	CHECK(r, rename(b_off, b) == 0);
+	return wait_good(r) || same_everywhere(r, 0) ? -1 : wipe(r);
+}
+
 /* A new disk in the place of the old one. */
 static CO_FN int emptied(void *arg)
 {
@@ -573,6 +596,7 @@ static void test_open_without(void **state)
 	check("distributed[replicas=2,quorum=2,recheck=5ms]{mem,mem,mem}", emptied);
 	check("distributed[replicas=2,recheck=5ms,read=first]{fault[file=@/off0,ops=read]:mem,mem,mem}",
 	      lost_one);
+	check("distributed[replicas=2,recheck=5ms]{file:@/a/,file:@/b/}", closed_write);
 	check("distributed[replicas=3,quorum=2,recheck=5ms]{file:@/a/,file:@/b/,file:@/c/}",
 	      open_without);
 }
@@ -849,35 +873,6 @@ static void test_storm(void **state)
 	      storm);
 }
 
-/* --- Set-up ----------------------------------------------------------------------------------- */
-
-static void test_setup_errors(void **state)
-{
-	static const struct {
-		const char *text, *message;
-	} cases[] = {
-		{ "distributed[replicas=3]{mem,mem}", "replicas=3, but there are only 2 nodes" },
-		{ "distributed[replicas=2,quorum=3]{mem,mem,mem}",
-		  "quorum=3 must not be more than replicas=2" },
-		{ "distributed[replicas=0]{mem,mem}", "option \"replicas\"" },
-		{ "distributed[read=slowest]{mem}", "\"slowest\"" },
-		{ "distributed{null}", "null holds one disk, no objects" },
-	};
-	const struct conform unkeyed = { .text = "distributed{mem,mem}", .size = MI };
-	const char *failure;
-
-	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
-		const struct store_what what = { .text = cases[i].text, .in_memory = true };
-
-		failure = store_with(&what, layout);
-		if (!failure || !strstr(failure, cases[i].message))
-			fail_msg("%s: %s", cases[i].text, failure ? failure : "was accepted");
-	}
-	failure = conform_with(&unkeyed, conform_cases[0].fn);
-	if (!failure || !strstr(failure, "put sharded above it"))
-		fail_msg("unkeyed: %s", failure ? failure : "was accepted");
-}
-
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
@@ -885,7 +880,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_no_quorum),    cmocka_unit_test(test_contradiction),
 		cmocka_unit_test(test_open_without), cmocka_unit_test(test_conditions),
 		cmocka_unit_test(test_end),          cmocka_unit_test(test_flush),
-		cmocka_unit_test(test_storm),        cmocka_unit_test(test_setup_errors),
+		cmocka_unit_test(test_storm),
 	};
 	int failed;
 

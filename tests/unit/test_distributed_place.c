@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Placement of a distributed volume, which is its format: against a table written by hand, and against counting through
- * all combinations; and the names of replicas and records.
+ * Placement of a distributed volume, which is its format: against a table written by hand, and against counting
+ * through all combinations; the names of replicas and records; and errors of set-up.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "conform_store.h"
+#include "conformance.h"
 #include "layer/distributed.h"
 #include "nbdrs/cleanup.h"
 
@@ -142,13 +144,52 @@ static void test_place_names(void **state)
 	assert_false(record_parse("stale-", name, &r, &seq));
 }
 
+/* --- Set-up ----------------------------------------------------------------------------------- */
+
+static CO_FN int nothing(void *arg)
+{
+	return 0;
+}
+
+static void test_setup_errors(void **state)
+{
+	static const struct {
+		const char *text, *message;
+	} cases[] = {
+		{ "distributed[replicas=3]{mem,mem}", "replicas=3, but there are only 2 nodes" },
+		{ "distributed[replicas=2,quorum=3]{mem,mem,mem}",
+		  "quorum=3 must not be more than replicas=2" },
+		{ "distributed[replicas=0]{mem,mem}", "option \"replicas\"" },
+		{ "distributed[read=slowest]{mem}", "\"slowest\"" },
+		{ "distributed{null}", "null holds one disk, no objects" },
+	};
+	const struct conform unkeyed = { .text = "distributed{mem,mem}", .size = 1 << 20 };
+	const char *failure;
+
+	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+		const struct store_what what = { .text = cases[i].text, .in_memory = true };
+
+		failure = store_with(&what, nothing);
+		if (!failure || !strstr(failure, cases[i].message))
+			fail_msg("%s: %s", cases[i].text, failure ? failure : "was accepted");
+	}
+	failure = conform_with(&unkeyed, conform_cases[0].fn);
+	if (!failure || !strstr(failure, "put sharded above it"))
+		fail_msg("unkeyed: %s", failure ? failure : "was accepted");
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_place_table),
 		cmocka_unit_test(test_place_all),
 		cmocka_unit_test(test_place_names),
+		cmocka_unit_test(test_setup_errors),
 	};
+	int failed;
 
-	return cmocka_run_group_tests_name("placement", tests, NULL, NULL);
+	conform_start();
+	failed = cmocka_run_group_tests_name("placement", tests, NULL, NULL);
+	conform_stop();
+	return failed;
 }
