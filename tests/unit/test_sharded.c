@@ -829,8 +829,62 @@ static CO_FN int limited(void *arg)
 	return check_image(r, 64 * KI) ? -1 : run_check_all(r);
 }
 
+enum { STALLED = 1000, STALLED_LEN = 64 * KI };
+
+static CO_FN void stalled_fiber(void *arg)
+{
+	static uint8_t ones[STALLED_LEN]; /* one for all: what is measured is the layer's memory */
+	struct fiber *f = arg;
+	struct chan *c = run_chan(f->r);
+	struct iovec v;
+	struct iov iov = iov_one(&v, ones, sizeof(ones));
+
+	memset(ones, 1, sizeof(ones));
+	f->rc = c ? ch_write(c, at(f->n * STALLED_LEN, STALLED_LEN), &iov, 0) : -EIO;
+}
+
+/* Bytes of this process in memory. */
+static uint64_t resident(void)
+{
+	FILE *f = fopen("/proc/self/statm", "re");
+	unsigned long all = 0, pages = 0;
+
+	if (f) {
+		if (fscanf(f, "%lu %lu", &all, &pages) != 2)
+			pages = 0;
+		(void)fclose(f);
+	}
+	return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* 1,000 writes against a store that takes its time: memory is what was allowed, and fibers. */
+static CO_FN int stalled(void *arg)
+{
+	struct run *r = arg;
+	_cleanup_free_ struct fiber *v = calloc(STALLED, sizeof(*v));
+	struct co_group g = CO_GROUP_INIT;
+	uint64_t before = resident(), grown;
+
+	EXPECT(r, v && before, "no memory");
+	for (unsigned i = 0; i < STALLED; i++) {
+		v[i] = (struct fiber){ .r = r, .n = i };
+		co_group_spawn(&g, stalled_fiber, &v[i]);
+	}
+	if (wait_status(r, "dirty_bytes", 31 * MI))
+		return -1;
+	grown = resident() - before;
+	co_group_wait(&g);
+	for (unsigned i = 0; i < STALLED; i++)
+		EXPECT(r, v[i].rc == 0, "writer %u: %s", i, err_name(v[i].rc));
+	EXPECT(r, grown < 64 * MI, "%" PRIu64 " MiB", grown / MI);
+	memset(r->model, 1, (size_t)STALLED * STALLED_LEN);
+	EXPECT(r, flush(r) == 0, "flush");
+	return check_image(r, SHARD);
+}
+
 static void test_memory(void **state)
 {
+	check("sharded[dirty=32Mi]:delay[write=200ms]:mem[partial=off]", 64 * MI, stalled);
 	check("sharded[size=64Ki,dirty=1Mi]:delay[write=200us]:mem[partial=off]", 32 * MI, limited);
 	check("sharded[size=64Ki,dirty=1Mi]:mem[partial=off]", 32 * MI, limited);
 }
