@@ -5,6 +5,7 @@
 #include "conform_store.h"
 
 #include <errno.h>
+#include <ftw.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -322,6 +323,12 @@ static void set_up(struct store_run *r, int (*fn)(void *run), const char *text)
 	spec_free(r->spec);
 }
 
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+	(void)remove(path);
+	return 0;
+}
+
 const char *store_with(const struct store_what *what, int (*fn)(void *run))
 {
 	static char failure[700];
@@ -340,8 +347,10 @@ const char *store_with(const struct store_what *what, int (*fn)(void *run))
 	}
 	text = expand(&r);
 	set_up(&r, fn, text);
-	if (rmdir(r.folder) != 0)
+	if (rmdir(r.folder) != 0) {
 		(void)store_fail(&r, __LINE__, "%s: %s", r.folder, strerror(errno));
+		(void)nftw(r.folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	}
 	(void)snprintf(failure, sizeof(failure), "%s: %s", what->label ? what->label : what->text,
 		       r.failure);
 	pthread_mutex_destroy(&r.lock);
