@@ -220,6 +220,28 @@ bool s3_fake_has(struct s3_fake *f, const char *key)
 	return has;
 }
 
+unsigned s3_fake_count(struct s3_fake *f)
+{
+	unsigned n;
+
+	(void)pthread_mutex_lock(&f->lock);
+	n = f->objects_n;
+	(void)pthread_mutex_unlock(&f->lock);
+	return n;
+}
+
+void s3_fake_force(struct s3_fake *f, unsigned n, const char *method, int status,
+		   const char *headers, const char *body)
+{
+	(void)pthread_mutex_lock(&f->lock);
+	f->forced_method = method;
+	f->forced_status = status;
+	f->forced_headers = headers;
+	(void)snprintf(f->forced_body, sizeof(f->forced_body), "%s", body ? body : "");
+	atomic_store(&f->forced_n, n);
+	(void)pthread_mutex_unlock(&f->lock);
+}
+
 /* ---- what it can do; the lock is held ---- */
 
 static bool is_met(const struct request *r, const struct fake_object *o)
@@ -426,7 +448,7 @@ static bool is_forced(struct s3_fake *f, const struct request *r, struct answer 
 	a->status = f->forced_status;
 	(void)snprintf(a->headers, sizeof(a->headers), "%s",
 		       f->forced_headers ? f->forced_headers : "");
-	a->data = (const uint8_t *)(f->forced_body ? f->forced_body : "");
+	a->data = (const uint8_t *)f->forced_body;
 	a->len = strlen((const char *)a->data);
 	return true;
 }

@@ -38,7 +38,7 @@ struct fake_object {
 struct s3_fake {
 	int port;
 
-	/* Habits: changed between requests only. */
+	/* Habits; guarded by lock. */
 	enum fake_cond cond;
 	enum fake_ranges ranges;
 	bool has_no_multi_delete, has_no_etags, is_public, repeats_token;
@@ -46,9 +46,10 @@ struct s3_fake {
 	int64_t clock_off_s;     /* of its clock */
 	const char *token;       /* the session token it wants; NULL = none */
 	const char *undeletable; /* a key */
-	/* Answers the next `forced_n` requests of that method ("" = any) with this. */
+	/* See s3_fake_force. */
 	_Atomic unsigned forced_n;
-	const char *forced_method, *forced_headers, *forced_body;
+	const char *forced_method, *forced_headers;
+	char forced_body[256];
 	int forced_status;
 
 	/* Seen. */
@@ -75,5 +76,12 @@ void s3_fake_stop(struct s3_fake *f);
 /* Puts an object there, past the network. */
 void s3_fake_put(struct s3_fake *f, const char *key, const void *data, size_t len);
 bool s3_fake_has(struct s3_fake *f, const char *key);
+unsigned s3_fake_count(struct s3_fake *f);
+/*
+ * The next n requests of that method ("" = any) are answered so. headers (lines with CR LF, borrowed)
+ * and body may be NULL.
+ */
+void s3_fake_force(struct s3_fake *f, unsigned n, const char *method, int status,
+		   const char *headers, const char *body);
 
 #endif

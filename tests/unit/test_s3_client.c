@@ -121,14 +121,19 @@ static CO_FN int get(struct trial *t, const char *name, uint64_t off, char *buf,
 	return ch_read(t->c, (struct ext){ &o, off, len }, &iov, 0);
 }
 
-/* The next n requests of that method are answered so. */
+/*
+ * Changes a habit. Under the lock, because the thread that sent the last answer may still be looking.
+ */
+#define SET(field, value)                                \
+	do {                                             \
+		(void)pthread_mutex_lock(&fake->lock);   \
+		fake->field = (value);                   \
+		(void)pthread_mutex_unlock(&fake->lock); \
+	} while (0)
+
 static void force(unsigned n, const char *method, int status, const char *headers, const char *body)
 {
-	fake->forced_method = method;
-	fake->forced_status = status;
-	fake->forced_headers = headers;
-	fake->forced_body = body;
-	atomic_store(&fake->forced_n, n);
+	s3_fake_force(fake, n, method, status, headers, body);
 }
 
 /* --- Conditional puts ------------------------------------------------------------------------- */
@@ -148,12 +153,12 @@ static CO_FN int conditions(void *arg)
 		struct obj_stat st = { 0 };
 		struct trial t;
 
-		fake->cond = cases[i].cond;
+		SET(cond, cases[i].cond);
 		open_store(&t);
 		if (t.rc)
 			break;
 		EXPECT(!(chain_top(t.chain)->caps & CAN_PUT_IF) == !cases[i].works);
-		EXPECT(fake->objects_n == 0); /* the probe's is gone */
+		EXPECT(s3_fake_count(fake) == 0); /* the probe's is gone */
 		EXPECT(put(&t, "a", "one", PUT_IF_ABSENT, NULL, &st) ==
 		       (cases[i].works ? 0 : -ENOTSUP));
 		if (cases[i].works) {
@@ -204,16 +209,16 @@ static CO_FN int ranges(void *arg)
 	EXPECT(get(&t, "a", 4, buf, 16) == 0 && memcmp(buf, "456789\0\0\0\0\0\0\0\0\0\0", 16) == 0);
 	EXPECT(get(&t, "a", 10, buf, 4) == 0 && memcmp(buf, "\0\0\0\0", 4) == 0);
 	EXPECT(get(&t, "none", 0, buf, 4) == -ENOENT);
-	fake->ranges = RANGES_IGNORED;
+	SET(ranges, RANGES_IGNORED);
 	EXPECT(get(&t, "a", 0, buf, 16) == 0 && memcmp(buf, "0123456789\0\0\0\0\0\0", 16) == 0);
 	EXPECT(get(&t, "a", 2, buf, 16) == -EPROTO); /* fits, but begins elsewhere */
 	EXPECT(get(&t, "a", 0, buf, 5) == -EPROTO);
 	EXPECT(get(&t, "a", 2, buf, 5) == -EPROTO);
-	fake->ranges = RANGES_SHIFTED;
+	SET(ranges, RANGES_SHIFTED);
 	EXPECT(get(&t, "a", 2, buf, 5) == -EPROTO);
-	fake->ranges = RANGES_SHORT;
+	SET(ranges, RANGES_SHORT);
 	EXPECT(get(&t, "a", 2, buf, 8) == -EPROTO);
-	fake->ranges = RANGES_FINE;
+	SET(ranges, RANGES_FINE);
 	force(1, "GET", 206, "Content-Range: bytes 2-5/10\r\nContent-Encoding: gzip\r\n", "2345");
 	EXPECT(get(&t, "a", 2, buf, 4) == -EPROTO);
 	force(1, "GET", 206, "", "2345");
@@ -241,7 +246,7 @@ static CO_FN int pinned(void *arg)
 	EXPECT(get(&t, "", 2, buf, 8) == -ESTALE);
 	close_trial(&t);
 	/* Without ETags only another size is seen. */
-	fake->has_no_etags = true;
+	SET(has_no_etags, true);
 	open_as(&t, "", keys, "p/disk", "other", false);
 	EXPECT(t.rc == 0 && get(&t, "", 2, buf, 8) == 0 && memcmp(buf, "cdefghij", 8) == 0);
 	s3_fake_put(fake, "p/disk", "abcdefghijk", 11);
@@ -290,7 +295,7 @@ static CO_FN int listing(void *arg)
 	s3_fake_put(fake, "p/sub/block-1", "x", 1);
 	s3_fake_put(fake, "p/", "x", 1);
 	s3_fake_put(fake, "q/block-1", "x", 1);
-	fake->page = 10;
+	SET(page, 10);
 	open_quiet(&t);
 	atomic_store(&fake->lists, 0);
 	/* A page that fails is asked for again, not the whole listing. */
@@ -299,9 +304,9 @@ static CO_FN int listing(void *arg)
 	EXPECT(atomic_load(&fake->lists) == 3);
 	EXPECT(ch_list(t.c, "block-2", note, &some) == 0 && some.n == 6);
 	EXPECT(ch_list(t.c, "x", note, &none) == 0 && none.n == 0);
-	fake->repeats_token = true;
+	SET(repeats_token, true);
 	EXPECT(ch_list(t.c, "", note, &none) == -EPROTO);
-	fake->repeats_token = false;
+	SET(repeats_token, false);
 	force(1000, "GET", 200, NULL, "<html/>");
 	EXPECT(ch_list(t.c, "", note, &none) == -EPROTO);
 	close_trial(&t);
@@ -332,14 +337,14 @@ static CO_FN int deleting(void *arg)
 	open_quiet(&t);
 	/* One of the batches fails, but not for long. */
 	force(1, "POST", 500, NULL, "<Error><Code>InternalError</Code></Error>");
-	EXPECT(ch_del(t.c, objs, BIG_N) == 0 && fake->objects_n == 1);
+	EXPECT(ch_del(t.c, objs, BIG_N) == 0 && s3_fake_count(fake) == 1);
 	EXPECT(atomic_load(&fake->multi_deletes) == 3 && atomic_load(&fake->deletes) == 0);
 	EXPECT(ch_del(t.c, objs, 0) == 0);
 	/* One that can't be deleted does not keep the others. */
 	fill(20);
-	fake->undeletable = "p/block-7";
+	SET(undeletable, "p/block-7");
 	EXPECT(ch_del(t.c, objs, 20) == -EACCES);
-	EXPECT(fake->objects_n == 2 && s3_fake_has(fake, "p/block-7") &&
+	EXPECT(s3_fake_count(fake) == 2 && s3_fake_has(fake, "p/block-7") &&
 	       s3_fake_has(fake, "p/block-1x"));
 	/* What is no answer at all is worth another try. */
 	force(1, "POST", 200, NULL, "<Error><Code>InternalError</Code></Error>");
@@ -356,9 +361,9 @@ static CO_FN int deleting_singly(void *arg)
 	struct trial t;
 
 	fill(100);
-	fake->has_no_multi_delete = true;
+	SET(has_no_multi_delete, true);
 	open_quiet(&t);
-	EXPECT(ch_del(t.c, objs, 100) == 0 && fake->objects_n == 0);
+	EXPECT(ch_del(t.c, objs, 100) == 0 && s3_fake_count(fake) == 0);
 	EXPECT(atomic_load(&fake->deletes) == 100);
 	/* It is not asked again. */
 	atomic_store(&fake->requests, 0);
@@ -468,10 +473,10 @@ static CO_FN int clocks(void *arg)
 		struct obj_stat st;
 		struct trial t;
 
-		fake->clock_off_s = 0;
+		SET(clock_off_s, 0);
 		open_quiet(&t);
 		/* It goes wrong while we run. HEAD's answer has no body that says so. */
-		fake->clock_off_s = offs[i];
+		SET(clock_off_s, offs[i]);
 		atomic_store(&fake->skewed, 0);
 		EXPECT(ch_stat(t.c, &a, &st) == -ENOENT);
 		EXPECT(put(&t, "b", "x", PUT_ALWAYS, NULL, NULL) == 0);
@@ -506,18 +511,18 @@ static CO_FN int expiry(void *arg)
 
 	(void)snprintf(options, sizeof(options), "[probe=off,key_file=%s]", path);
 	write_keys(path, "first");
-	fake->token = "first";
+	SET(token, "first");
 	open_as(&t, options, "", "p/", NULL, false);
 	EXPECT(t.rc == 0 && get(&t, "a", 0, buf, 4) == -ENOENT);
-	fake->token = "next";
+	SET(token, "next");
 	write_keys(path, "next");
 	EXPECT(get(&t, "a", 0, buf, 4) == -ENOENT);
 	/* Not read again with every request. */
-	fake->token = "last";
+	SET(token, "last");
 	EXPECT(get(&t, "a", 0, buf, 4) == -EACCES);
 	close_trial(&t);
 	/* Stale from the start: there is nothing new to be read. */
-	fake->token = "second";
+	SET(token, "second");
 	open_as(&t, options, "", "p/", NULL, false);
 	EXPECT(t.rc == -EACCES && strstr(t.err.msg, "expired"));
 	close_trial(&t);
@@ -532,7 +537,7 @@ static CO_FN int anonymous(void *arg)
 	open_as(&t, "", "", "p/", NULL, true);
 	EXPECT(t.rc == -EACCES && strstr(t.err.msg, "no keys were found"));
 	close_trial(&t);
-	fake->is_public = true;
+	SET(is_public, true);
 	s3_fake_put(fake, "p/a", "abcd", 4);
 	open_as(&t, "", "", "p/", NULL, true);
 	EXPECT(t.rc == 0 && get(&t, "a", 0, buf, 4) == 0 && memcmp(buf, "abcd", 4) == 0);
