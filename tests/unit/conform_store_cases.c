@@ -176,7 +176,7 @@ static CO_FN int count(struct store_run *r, const char *more, unsigned *n)
 static CO_FN int case_list(void *arg)
 {
 	struct store_run *r = arg;
-	const unsigned max = 2500; /* not fewer: a server's page has 1,000 */
+	const unsigned max = r->what->few ? 1250 : 2500; /* not fewer: a server's page has 1,000 */
 	_cleanup_free_ uint8_t *times = calloc(1, max);
 	struct shown s = { .r = r, .times = times, .max = max };
 	unsigned n = 1;
@@ -193,7 +193,8 @@ static CO_FN int case_list(void *arg)
 		CHECK(r, times[i] == 1, "n-%u was listed %u times", i, times[i]);
 	if (count(r, "n-24", &n))
 		return -1;
-	CHECK(r, n == 111, "n-24*: %u", n); /* n-24, n-240..249, n-2400..2499 */
+	/* n-24, n-240..249, n-2400..2499 */
+	CHECK(r, n == (max > 2400 ? 111 : 11), "n-24*: %u", n);
 	if (count(r, "m", &n))
 		return -1;
 	CHECK(r, n == 0, "m*: %u", n);
