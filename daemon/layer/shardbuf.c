@@ -172,6 +172,9 @@ static CO_FN int room_take(struct shard_user *u, uint64_t bytes)
 	}
 	if (!rc)
 		b->used += bytes;
+	/* One is woken at a time, and passes it on: a thousand would get in each other's way. */
+	if (b->room_waiters && !is_short(b, bytes))
+		co_wq_wake_one(&b->room);
 	pthread_mutex_unlock(&b->lock);
 	return rc;
 }
@@ -181,7 +184,7 @@ static void room_add(struct shardbuf *b, uint64_t bytes)
 {
 	b->used -= bytes;
 	if (bytes && b->room_waiters)
-		co_wq_wake_all(&b->room);
+		co_wq_wake_one(&b->room);
 }
 
 static void room_give(struct shardbuf *b, uint64_t bytes)

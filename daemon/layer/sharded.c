@@ -205,7 +205,6 @@ static struct piece piece_at(const struct layer *l, uint64_t at, uint64_t end)
 	struct piece p = { .n = at >> s->shift, .off = at & (size - 1) };
 
 	p.len = MIN(size - p.off, end - at);
-	p.is_whole = p.off == 0 && (p.len == size || at + p.len >= l->size);
 	return p;
 }
 

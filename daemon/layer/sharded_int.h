@@ -40,7 +40,6 @@ struct volume {
 struct piece {
 	uint64_t n;        /* the shard */
 	uint64_t off, len; /* in it */
-	bool is_whole;     /* all of the shard that is on the disk */
 };
 
 struct request {
