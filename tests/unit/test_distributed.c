@@ -680,17 +680,15 @@ static void test_end(void **state)
 
 /* --- Answered before all have it; flush ------------------------------------------------------- */
 
-/* Node 1 takes 300 ms for a write. */
+/* Node 1 takes 500 ms for a write. */
 static CO_FN int behind(void *arg)
 {
 	struct store_run *r = arg;
 	struct chan *c = store_chan(r);
-	uint64_t start = now_ns();
 
 	CHECK(r, write_byte(c, "block-0", 0, 'a', LEN, 0) == 0 &&
 			 write_byte(c, "block-3", 0, 'b', LEN, 0) == 0);
-	CHECK(r, now_ns() - start < 250000000, "answered late");
-	CHECK(r, read_byte(node(r, 1), "block-0-1", 0, LEN) == -ENOENT, "not there yet");
+	CHECK(r, read_byte(node(r, 1), "block-0-1", 0, LEN) == -ENOENT, "answered before");
 	for (unsigned i = 0; i < 20; i++)
 		CHECK(r, read_byte(c, "block-0", 0, LEN) == 'a' &&
 				 read_byte(c, "block-3", 0, LEN) == 'b');
@@ -745,7 +743,7 @@ static CO_FN int flush_fails(void *arg)
 static void test_flush(void **state)
 {
 	check("distributed[replicas=2,quorum=1,recheck=5ms]"
-	      "{mem,delay[write=300ms]:fault[file=@/off1,ops=write]:mem,mem}",
+	      "{mem,delay[write=500ms]:fault[file=@/off1,ops=write]:mem,mem}",
 	      behind);
 	/* Copying to it fails as well meanwhile. */
 	check("distributed[replicas=2,quorum=1,recheck=5ms]{mem,fault[file=@/off1,ops=flush|put]:mem,mem}",
