@@ -48,4 +48,12 @@ def objects_on_two_of_three_nodes():
     nodes[1].clear()
 
 
+@suite.case
+def caches_and_read_ahead():
+    place = Folder()
+    init("sharded[size=256Ki]", place.chain)
+    check(f"readahead[mem=4Mi]:sharded:cache[mem=1Mi,granule=16Ki]:delay[jitter=1ms]:{place.chain}", 6000,
+          lambda: read_sharded(place, 256 * KIB), 256 * KIB, driver="cache[mem=2Mi,granule=8Ki]")
+
+
 suite.main()

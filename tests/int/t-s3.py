@@ -106,6 +106,17 @@ def distributed_in_every_command():
 
 
 @suite.case
+def with_a_cache_in_every_command():
+    # nbd-rs's way to write it: the cache is below the mapping.
+    b = Bucket(server, client)
+    goes_round("sharded", "cache:" + b.chain, again=lambda: read_sharded(b))
+    nodes = [Bucket(server, client) for _ in range(2)]
+    backends = ",".join("cache:" + n.chain for n in nodes)
+    goes_round("distributed", f"replicas=2;backends={backends};", again=lambda: read_distributed(nodes, 2))
+    assert not b.names() and not nodes[0].names() and not nodes[1].names()
+
+
+@suite.case
 def raw_is_one_object_to_read():
     data = random.Random(SEED).randbytes(5 * MIB + 17)
     name = f"disk-{os.getpid()}"

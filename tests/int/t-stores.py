@@ -154,6 +154,20 @@ def all_of_them_in_one_daemon():
     assert not nodes[1].names() and not os.path.exists(nodes[2].path)
 
 
+@suite.case
+def raw_with_a_cache():
+    folder = temp_dir() + "/"
+    data = bytearray(random_image(folder + "disk", 5 * MIB + 512))
+    with serve("raw", "cache:file:" + folder) as d, Nbd.connect(d.unix, "disk") as c:
+        for _ in range(2):
+            same(c.read(0, len(data)), bytes(data))
+        c.write(MIB - 100, b"z" * 1000)
+        data[MIB - 100:MIB + 900] = b"z" * 1000
+        same(c.read(0, len(data)), bytes(data))
+    with open(folder + "disk", "rb") as f:
+        same(f.read(), bytes(data))
+
+
 # --- Images ----------------------------------------------------------------------------------------
 
 
