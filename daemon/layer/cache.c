@@ -1,21 +1,23 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * cache: memory in front of a slower layer. Above a mapping (cache:sharded:...) it keeps blocks of the disk, below one
- * (sharded:cache:...) pieces of objects; both in granules of one size, filled by ranged reads.
+ * cache: memory in front of a slower layer. Above a mapping (cache:sharded:...) it keeps blocks of
+ * the disk, below one (sharded:cache:...) pieces of objects; both in granules of one size, filled
+ * by ranged reads.
  *
- * It writes through: a write is answered when the layer below has answered it, so nothing is ever only here. What was
- * written is kept for reading.
+ * It writes through: a write is answered when the layer below has answered it, so nothing is ever
+ * only here. What was written is kept for reading.
  *
- * Consistency. Fetches hold the lock of the granules they fill (shared) until the data is in the table, changes hold it
- * (exclusive) from before the request below until the table has changed as well. So what is in the table is what
- * the layer below would answer, or what it answered before a change that has not been answered yet. `del` takes no
- * lock (of many objects, in any order, locks would wait for each other): it drops what is there afterwards, fetches
- * on their way included.
+ * Consistency. Fetches hold the lock of the granules they fill (shared) until the data is in the
+ * table, changes hold it (exclusive) from before the request below until the table has changed as
+ * well. So what is in the table is what the layer below would answer, or what it answered before a
+ * change that has not been answered yet. `del` takes no lock (of many objects, in any order, locks
+ * would wait for each other): it drops what is there afterwards, fetches on their way included.
  *
- * Promises: those of the layer below, for flush, FUA, trim, crash and several writers; a read may be answered from
- * memory. Whatever fails below leaves nothing in the cache.
+ * Promises: those of the layer below, for flush, FUA, trim, crash and several writers; a read may
+ * be answered from memory. Whatever fails below leaves nothing in the cache.
  *
- * Memory: `mem`, and beyond it granules being fetched, which are at most as many as requests in flight need.
+ * Memory: `mem`, and beyond it granules being fetched, which are at most as many as requests in
+ * flight need.
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * See cache_table.h. The table is cut into stripes, each with a lock, buckets and queues of its own, so that
- * reactors rarely meet. A lock is held for lookups and for copying one granule at most, never across a wait.
+ * See cache_table.h. The table is cut into stripes, each with a lock, buckets and queues of its
+ * own, so that reactors rarely meet. A lock is held for lookups and for copying one granule at
+ * most, never across a wait.
  *
- * A granule belongs to its stripe, and while it is being fetched to the fetcher as well (refs): dropped meanwhile, it
- * leaves the table at once, so that later reads fetch anew, and is freed by the last who knows it.
+ * A granule belongs to its stripe, and while it is being fetched to the fetcher as well (refs):
+ * dropped meanwhile, it leaves the table at once, so that later reads fetch anew, and is freed by
+ * the last who knows it.
  */
 #include "layer/cache_table.h"
 

@@ -5,11 +5,12 @@
  *	absent -> fetching -> valid -> absent or ghost
  *	             |  ^ it failed, or was dropped meanwhile: absent again
  *
- * Which one makes room is decided by S3-FIFO (Yang et al., SOSP 2023): what comes for the first time waits in a small queue,
- * a tenth of the memory, and goes on to the main one only if it was asked for again; a scan passes through the small
- * queue and leaves what is used often alone. A ghost is a name without data: what comes back soon after it left is
- * taken into the main queue at once. Unlike LRU it needs no list operation for a hit, only a counter.
- * Reads that go on where the last one of the granule ended are one use, not many: a scan in small steps is still a scan.
+ * Which one makes room is decided by S3-FIFO (Yang et al., SOSP 2023): what comes for the first
+ * time waits in a small queue, a tenth of the memory, and goes on to the main one only if it was
+ * asked for again; a scan passes through the small queue and leaves what is used often alone. A
+ * ghost is a name without data: what comes back soon after it left is taken into the main queue at
+ * once. Unlike LRU it needs no list operation for a hit, only a counter. Reads that go on where the
+ * last one of the granule ended are one use, not many: a scan in small steps is still a scan.
  */
 #ifndef NBDRS_LAYER_CACHE_TABLE_H
 #define NBDRS_LAYER_CACHE_TABLE_H
@@ -32,24 +33,27 @@ void cache_table_free(struct cache_table *t);
 enum lookup { CACHE_HIT, CACHE_MISS };
 
 /*
- * Granule n of `obj`: copies [off, off + len) of it to iov at `at` (iov NULL: nothing is copied). Waits while somebody
- * else fetches it. CACHE_MISS: it is not there.
+ * Granule n of `obj`: copies [off, off + len) of it to iov at `at` (iov NULL: nothing is copied).
+ * Waits while somebody else fetches it. CACHE_MISS: it is not there.
  */
 CO_FN enum lookup cache_table_read(struct cache_table *t, const struct obj *obj, uint64_t n,
 				   uint32_t off, uint32_t len, const struct iov *iov, size_t at);
 
 /*
- * Takes an absent granule for fetching: *out with room for its bytes at granule_data(), to be ended by
- * cache_table_fill(). NULL when it is there, is being fetched, or there is no memory.
+ * Takes an absent granule for fetching: *out with room for its bytes at granule_data(), to be ended
+ * by cache_table_fill(). NULL when it is there, is being fetched, or there is no memory.
  */
 struct granule *cache_table_begin(struct cache_table *t, const struct obj *obj, uint64_t n);
 uint8_t *granule_data(struct granule *g);
-/* The data is there (or not: !is_good), and was read up to `read_to`. It becomes valid unless it was dropped meanwhile. */
+/*
+ * The data is there (or not: !is_good), and was read up to `read_to`. It becomes valid unless it was
+ * dropped meanwhile.
+ */
 void cache_table_fill(struct cache_table *t, struct granule *g, bool is_good, uint32_t read_to);
 
 /*
- * Changes what is valid of granule n: [off, off + len) from iov at `at`; iov NULL = zeroes. With all of a granule given it
- * is added when it was absent.
+ * Changes what is valid of granule n: [off, off + len) from iov at `at`; iov NULL = zeroes. With
+ * all of a granule given it is added when it was absent.
  */
 void cache_table_change(struct cache_table *t, const struct obj *obj, uint64_t n, uint32_t off,
 			uint32_t len, const struct iov *iov, size_t at);

@@ -8,9 +8,10 @@
 #include "layer/layers.h"
 
 const struct layer_ops *const layers[] = {
-	&raw_layer, &sharded_layer, &file_layer, &mem_layer, &null_layer, &delay_layer, &fault_layer, &readahead_layer, &distributed_layer, &cache_layer,
-	&s3_layer, &retry_layer, &http_layer, &https_layer,
-	NULL,
+	&raw_layer,   &sharded_layer, &distributed_layer, /* mappings */
+	&file_layer,  &mem_layer,     &null_layer,        &s3_layer,
+	&http_layer,  &https_layer,   &cache_layer,       &readahead_layer,
+	&retry_layer, &delay_layer,   &fault_layer,       NULL,
 };
 
 const struct layer_ops *layer_find(const char *name)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * A counter with one writer (a reactor) and readers on any thread (the control socket): no locked instruction
- * needed, and nothing is ordered by it.
+ * A counter with one writer (a reactor) and readers on any thread (the control socket): no locked
+ * instruction needed, and nothing is ordered by it.
  */
 #ifndef NBDRS_COUNTER_H
 #define NBDRS_COUNTER_H

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * HTTP client for fibers: libcurl's multi interface on the reactor's own event loop (io_watch, timers).
+ * HTTP client for fibers: libcurl's multi interface on the reactor's own event loop (io_watch,
+ * timers).
  *
- * A client (`struct http`) holds settings and, for each reactor that uses it, several multi handles with their
- * connections. A request is sent once, but for the race with a server that closes an idle connection (http_do):
- * whether to try again is decided above (layer retry).
+ * A client (`struct http`) holds settings and, for each reactor that uses it, several multi handles
+ * with their connections. A request is sent once, but for the race with a server that closes an
+ * idle connection (http_do): whether to try again is decided above (layer retry).
  */
 #ifndef NBDRS_HTTP_H
 #define NBDRS_HTTP_H
@@ -69,32 +70,35 @@ struct http_resp {
 /* Copies what it needs of `conf`. Any thread. */
 int http_new(const struct http_conf *conf, struct http **out, struct err *err);
 /*
- * Closes this reactor's connections; the caller has nothing in flight here. While another channel has, nothing
- * happens: its own call will do it. From chan_close, and at the end of an open that sent requests (its reactor need
- * not get a channel). Requests after it start anew.
+ * Closes this reactor's connections; the caller has nothing in flight here. While another channel
+ * has, nothing happens: its own call will do it. From chan_close, and at the end of an open that
+ * sent requests (its reactor need not get a channel). Requests after it start anew.
  */
 CO_FN void http_close_here(struct http *h);
 /* After http_close_here on every reactor that used it. NULL is fine. */
 void http_free(struct http *h);
 
 /*
- * Sends a request and waits for the whole response. 0 when a response came, whatever its status; else -errno:
- * -ETIMEDOUT, -ECONNREFUSED, -ECONNRESET (also: the body ended early), -EHOSTUNREACH (no such host or no way there),
- * -EPROTO (no HTTP, or a 2xx body longer than `into` or HTTP_TEXT_MAX), -EKEYREJECTED (TLS: not trusted), -EINVAL (the
- * request itself is no good), -ENOMEM. A body shorter than `into` is no error here: see body_len. `resp` is
- * initialised here and must be freed in either case; after an error it holds what came of the head.
+ * Sends a request and waits for the whole response. 0 when a response came, whatever its status;
+ * else -errno:
+ * -ETIMEDOUT, -ECONNREFUSED, -ECONNRESET (also: the body ended early), -EHOSTUNREACH (no such host
+ * or no way there),
+ * -EPROTO (no HTTP, or a 2xx body longer than `into` or HTTP_TEXT_MAX), -EKEYREJECTED (TLS: not
+ * trusted), -EINVAL (the request itself is no good), -ENOMEM. A body shorter than `into` is no
+ * error here: see body_len. `resp` is initialised here and must be freed in either case; after an
+ * error it holds what came of the head.
  *
- * A kept connection may be closed by the server at the moment when a request goes out on it. One that ends without a
- * byte of an answer is therefore sent once more on a new connection, as all HTTP clients do; nobody can tell whether
- * the server has seen the first. is_once rules that out.
+ * A kept connection may be closed by the server at the moment when a request goes out on it. One
+ * that ends without a byte of an answer is therefore sent once more on a new connection, as all
+ * HTTP clients do; nobody can tell whether the server has seen the first. is_once rules that out.
  */
 CO_FN int http_do(struct http *h, const struct http_req *req, struct http_resp *resp);
 void http_resp_free(struct http_resp *resp);
 
 /*
- * The only map from a status to what it means to a store: 0 2xx; -EAGAIN 408, 429, 500, 502, 503, 504; -ENOENT 404,
- * 410; -EACCES 401, 403; -ESTALE 412; -EBUSY 409; -ERANGE 416; -ENOSPC 507; -EREMCHG 301, 302, 307, 308; -EOPNOTSUPP
- * 405, 501; -EINVAL other 4xx; -EPROTO the rest.
+ * The only map from a status to what it means to a store: 0 2xx; -EAGAIN 408, 429, 500, 502, 503,
+ * 504; -ENOENT 404, 410; -EACCES 401, 403; -ESTALE 412; -EBUSY 409; -ERANGE 416; -ENOSPC 507;
+ * -EREMCHG 301, 302, 307, 308; -EOPNOTSUPP 405, 501; -EINVAL other 4xx; -EPROTO the rest.
  */
 int http_status_error(int status);
 

@@ -2,15 +2,16 @@
 /*
  * The one interface of every layer, above and below the address mapping.
  *
- * A request names an extent of an object. Above the address mapping (raw, sharded, ...) the object is
- * `obj_none` and `off` is the offset on the disk; below it the object has a name ("disk0", "block-12").
+ * A request names an extent of an object. Above the address mapping (raw, sharded, ...) the object
+ * is `obj_none` and `off` is the offset on the disk; below it the object has a name ("disk0",
+ * "block-12").
  *
  * Instance (struct layer): shared by all reactors, mostly read-only after open.
  * Channel (struct chan): one per instance and reactor, private to it, no locks needed.
  *
- * Down only through ch_*(): they count, check and bring the request into the shape that the layer takes
- * (pad to `min_io`, split at `max_io`, zero -> write), then call its operation, or fall through to kid 0
- * where the layer has none.
+ * Down only through ch_*(): they count, check and bring the request into the shape that the layer
+ * takes (pad to `min_io`, split at `max_io`, zero -> write), then call its operation, or fall
+ * through to kid 0 where the layer has none.
  */
 #ifndef NBDRS_LAYER_H
 #define NBDRS_LAYER_H
@@ -48,32 +49,35 @@ struct ext {
 
 /* Flags of requests. */
 enum io_flags {
-	IO_FUA = 1 << 0,	/* answered only when on stable storage */
-	IO_PUNCH = 1 << 1,	/* zero: may deallocate */
-	IO_FAST = 1 << 2,	/* zero: -ENOTSUP at once, data untouched, unless much faster than writing */
+	IO_FUA = 1 << 0,   /* answered only when on stable storage */
+	IO_PUNCH = 1 << 1, /* zero: may deallocate */
+	IO_FAST =
+		1
+		<< 2, /* zero: -ENOTSUP at once, data untouched, unless much faster than writing */
 };
 
 /* What a chain can do; computed in open from the kids upwards, and honest. */
 enum caps {
 	CAN_WRITE = 1 << 0,
-	CAN_PARTIAL = 1 << 1,	/* parts of an object can be written in place */
-	CAN_TRIM = 1 << 2,	/* trim does something */
-	CAN_ZERO = 1 << 3,	/* zero is cheaper than writing zeroes */
+	CAN_PARTIAL = 1 << 1,   /* parts of an object can be written in place */
+	CAN_TRIM = 1 << 2,      /* trim does something */
+	CAN_ZERO = 1 << 3,      /* zero is cheaper than writing zeroes */
 	CAN_FAST_ZERO = 1 << 4, /* zero with IO_FAST can succeed */
-	CAN_FUA = 1 << 5,	/* IO_FUA is cheaper than flush */
-	CAN_FLUSH = 1 << 6,	/* there is something volatile that flush makes stable */
-	CAN_MULTI = 1 << 7,	/* flush on one connection covers all */
-	CAN_MAP = 1 << 8,	/* map tells holes from data */
-	CAN_LEND = 1 << 9,	/* lend may succeed */
+	CAN_FUA = 1 << 5,       /* IO_FUA is cheaper than flush */
+	CAN_FLUSH = 1 << 6,     /* there is something volatile that flush makes stable */
+	CAN_MULTI = 1 << 7,     /* flush on one connection covers all */
+	CAN_MAP = 1 << 8,       /* map tells holes from data */
+	CAN_LEND = 1 << 9,      /* lend may succeed */
 	IS_ROTATIONAL = 1 << 10,
-	HAS_HOLES = 1 << 11,	/* large parts may be unallocated: worth looking for zeroes in replies */
-	CAN_PUT_IF = 1 << 12,	/* keyed: conditional puts are atomic */
-	IS_REMOTE = 1 << 13,	/* a request takes milliseconds: worth reading ahead */
+	HAS_HOLES =
+		1 << 11, /* large parts may be unallocated: worth looking for zeroes in replies */
+	CAN_PUT_IF = 1 << 12, /* keyed: conditional puts are atomic */
+	IS_REMOTE = 1 << 13,  /* a request takes milliseconds: worth reading ahead */
 };
 
 /*
- * Keyed stores (a folder of files, S3, memory by name) hold objects. Below a layer that maps the disk to objects
- * (`keyed_kids`), every extent names its object:
+ * Keyed stores (a folder of files, S3, memory by name) hold objects. Below a layer that maps the
+ * disk to objects (`keyed_kids`), every extent names its object:
  *	read	a missing object is -ENOENT; what lies behind an object's end reads as zeroes
  *	write	only with CAN_PARTIAL: in place, makes and lengthens the object
  *	zero, trim  of a part, as the capabilities say; a missing object is fine
@@ -83,7 +87,7 @@ enum caps {
 enum { ETAG_MAX = 127 };
 
 struct obj_stat {
-	uint64_t size;		 /* bytes */
+	uint64_t size;           /* bytes */
 	char etag[ETAG_MAX + 1]; /* as the store gives it, without quotes; "" = it has none */
 };
 
@@ -94,14 +98,17 @@ struct put {
 	const struct iov *iov; /* the whole object; len may be 0 */
 	enum put_cond cond;
 	const char *etag; /* of PUT_IF_MATCH */
-	unsigned fl;	  /* IO_FUA */
+	unsigned fl;      /* IO_FUA */
 };
 
 /* One object of list(); never suspends. Not 0 ends the listing, which returns it. */
 typedef int list_fn(void *arg, const char *name, uint64_t size);
 
 /* Extents of map, in order, without gaps, from ext.off on; at least one, the last may end early. */
-enum extent_flags { EXTENT_HOLE = 1 << 0, EXTENT_ZERO = 1 << 1 }; /* = NBD_STATE_HOLE, NBD_STATE_ZERO */
+enum extent_flags {
+	EXTENT_HOLE = 1 << 0,
+	EXTENT_ZERO = 1 << 1
+}; /* = NBD_STATE_HOLE, NBD_STATE_ZERO */
 
 struct extent {
 	uint64_t len;
@@ -117,9 +124,9 @@ struct extmap {
 bool extmap_add(struct extmap *m, uint64_t len, uint32_t flags);
 
 /*
- * Memory lent by a layer instead of a copy: `base` holds the extent's bytes until loan_return(). The
- * process must not touch it (a truncated file gives SIGBUS): only hand it to the kernel, which answers
- * EFAULT then. Bytes may change while lent, as with any overlapping write.
+ * Memory lent by a layer instead of a copy: `base` holds the extent's bytes until loan_return().
+ * The process must not touch it (a truncated file gives SIGBUS): only hand it to the kernel, which
+ * answers EFAULT then. Bytes may change while lent, as with any overlapping write.
  */
 struct loan {
 	const void *base;
@@ -136,24 +143,25 @@ struct info {
 };
 
 struct layer_ops {
-	const char *name, *help;	 /* "file", one line */
+	const char *name, *help; /* "file", one line */
 	const struct opt *opts;
-	bool takes_target;		 /* name:TARGET, the rest verbatim */
-	bool is_store;			 /* ends a chain */
-	bool keyed_kids;		 /* its kids are keyed; a filter's are when it is keyed itself */
-	bool may_miss_kids;		 /* a kid out of reach stays closed (open_error), for layer_kid_open later */
-	const struct layer_ops *keyed;	 /* of a store: what stands in its place where objects are wanted */
+	bool takes_target; /* name:TARGET, the rest verbatim */
+	bool is_store;     /* ends a chain */
+	bool keyed_kids;   /* its kids are keyed; a filter's are when it is keyed itself */
+	bool may_miss_kids; /* a kid out of reach stays closed (open_error), for layer_kid_open later */
+	const struct layer_ops
+		*keyed; /* of a store: what stands in its place where objects are wanted */
 	uint16_t self_size, chan_size;
 	uint8_t min_kids, max_kids;
 
 	/*
-	 * Kids are open. Sets layer->size, caps, min_io, pref_io, max_io where they differ from what
-	 * layer_build took over from kid 0. `err` names the thing and the mend.
+	 * Kids are open. Sets layer->size, caps, min_io, pref_io, max_io where they differ from
+	 * what layer_build took over from kid 0. `err` names the thing and the mend.
 	 */
 	CO_FN int (*open)(struct layer *l, struct err *err);
 	/*
-	 * Last of all, when the instance goes: frees what `self` holds beyond close, options excepted. Also called
-	 * when it was never open. Does not suspend.
+	 * Last of all, when the instance goes: frees what `self` holds beyond close, options
+	 * excepted. Also called when it was never open. Does not suspend.
 	 */
 	void (*free)(struct layer *l);
 	/* Everything is drained already. Flushes nothing: the caller did. */
@@ -162,8 +170,8 @@ struct layer_ops {
 	CO_FN void (*chan_close)(struct chan *c);
 
 	/*
-	 * All or nothing per request as far as the medium allows; 0 or -errno. NULL = kid 0 does it. iov has at
-	 * most IOV_SLICE_MAX segments.
+	 * All or nothing per request as far as the medium allows; 0 or -errno. NULL = kid 0 does
+	 * it. iov has at most IOV_SLICE_MAX segments.
 	 */
 	CO_FN int (*read)(struct chan *c, struct ext e, const struct iov *iov, unsigned fl);
 	CO_FN int (*write)(struct chan *c, struct ext e, const struct iov *iov, unsigned fl);
@@ -183,11 +191,11 @@ struct layer_ops {
 	/*
 	 * Keyed stores only. NULL = kid 0 does it.
 	 *	stat	-ENOENT when there is none.
-	 *	put	the whole object at once, or not at all. -EEXIST: PUT_IF_ABSENT and it is there; -ESTALE: PUT_IF_MATCH
-	 *		and it is another one or gone; -ENOTSUP: no CAN_PUT_IF. *st (may be NULL) is the new one's.
-	 *	del	all of them, in any order; one that is missing is fine. As many as you like at a time.
-	 *	list	those whose names begin with `prefix`, in any order. A name may come twice: when an object is put
-	 *		meanwhile, or a listing that failed midway was begun anew (retry).
+	 *	put	the whole object at once, or not at all; *st (may be NULL) is the new one's.
+	 *		-EEXIST: PUT_IF_ABSENT and it is there; -ESTALE: PUT_IF_MATCH and it is another
+	 *		one or gone; -ENOTSUP: no CAN_PUT_IF.
+	 *	del	all of them, in any order; one that is missing is fine. As many as you like.
+	 *	list	those whose names begin with `prefix`, in any order. A name may come twice.
 	 */
 	CO_FN int (*stat)(struct chan *c, const struct obj *obj, struct obj_stat *st);
 	CO_FN int (*put)(struct chan *c, const struct put *p, struct obj_stat *st);
@@ -195,14 +203,19 @@ struct layer_ops {
 	CO_FN int (*list)(struct chan *c, const char *prefix, list_fn *fn, void *arg);
 
 	/*
-	 * On an instance that is not open (options are parsed, kids built but not open): make, look at,
-	 * remove the volume. NULL = kid 0 does it. Of a keyed store: the place where objects will be (a folder; fine
-	 * when it is there), and removing it when no object is left in it; size and force mean nothing there.
+	 * On an instance that is not open (options are parsed, kids built but not open): make, look
+	 * at, remove the volume. NULL = kid 0 does it. Of a keyed store: the place where objects
+	 * will be (a folder; fine when it is there), and removing it when no object is left in it;
+	 * size and force mean nothing there.
 	 */
-	CO_FN int (*create)(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err);
+	CO_FN int (*create)(struct layer *l, const struct obj *obj, uint64_t size, bool force,
+			    struct err *err);
 	CO_FN int (*destroy)(struct layer *l, const struct obj *obj, struct err *err);
 	CO_FN void (*info)(struct layer *l, struct info *i);
-	/* What an operator asks of a running layer (requests by status, dirty bytes, degraded): see nbdrsctl status. Does not suspend. */
+	/*
+	 * What an operator asks of a running layer (requests by status, dirty bytes, degraded): see
+	 * nbdrsctl status. Does not suspend.
+	 */
 	void (*status)(struct layer *l, struct info *i);
 	/* Path of a local file or block device that holds the data ("" = none), for loop detection at attach. */
 	const char *(*backing)(struct layer *l);
@@ -236,25 +249,25 @@ struct ch_stats {
 
 struct layer {
 	const struct layer_ops *ops;
-	const struct spec *spec;    /* borrowed from the chain */
-	const char *export_name;    /* borrowed; NULL when there is none (init, destroy) */
+	const struct spec *spec; /* borrowed from the chain */
+	const char *export_name; /* borrowed; NULL when there is none (init, destroy) */
 	struct layer **kids;
 	unsigned kids_n;
-	bool is_keyed;		    /* extents name objects; set by chain_build */
-	bool want_ro;		    /* set before open: never write, not even locks for writing */
+	bool is_keyed; /* extents name objects; set by chain_build */
+	bool want_ro;  /* set before open: never write, not even locks for writing */
 
-	uint64_t size;		    /* bytes, of the disk; a keyed store says 0 */
-	unsigned caps;		    /* enum caps */
-	uint32_t min_io;	    /* power of two; requests are padded to it (read-modify-write) */
-	uint32_t pref_io;	    /* power of two, >= 512 */
-	uint32_t max_io;	    /* of read and write; larger ones are split */
+	uint64_t size;    /* bytes, of the disk; a keyed store says 0 */
+	unsigned caps;    /* enum caps */
+	uint32_t min_io;  /* power of two; requests are padded to it (read-modify-write) */
+	uint32_t pref_io; /* power of two, >= 512 */
+	uint32_t max_io;  /* of read and write; larger ones are split */
 	/*
-	 * Why this kid of a layer that may_miss_kids is closed; 0 = open. Its parent calls nothing below it meanwhile,
-	 * and its channels are NULL.
+	 * Why this kid of a layer that may_miss_kids is closed; 0 = open. Its parent calls nothing
+	 * below it meanwhile, and its channels are NULL.
 	 */
 	_Atomic int open_error;
-	struct rangelock rmw;	    /* used when min_io > 1 */
-	void *self;		    /* ops->self_size bytes, zeroed */
+	struct rangelock rmw; /* used when min_io > 1 */
+	void *self;           /* ops->self_size bytes, zeroed */
 };
 
 struct chan {
@@ -263,22 +276,22 @@ struct chan {
 	_Atomic(struct chan *) *kids;
 	struct ch_stats stats;
 	/*
-	 * Set by a store that was told to come back later (HTTP's Retry-After), ns of the monotonic clock: who
-	 * retries waits until then. A hint for everybody on this channel.
+	 * Set by a store that was told to come back later (HTTP's Retry-After), ns of the monotonic
+	 * clock: who retries waits until then. A hint for everybody on this channel.
 	 */
 	uint64_t not_before;
-	void *self;		    /* ops->chan_size bytes, zeroed */
+	void *self; /* ops->chan_size bytes, zeroed */
 };
 
 /* An open chain and its channels. */
 struct chain;
 
 /*
- * Builds the tree for `spec` (borrowed until chain_free): looks the layers up, parses their options.
- * Nothing is opened. `export_name` may be NULL. Errors name the layer and its column.
+ * Builds the tree for `spec` (borrowed until chain_free): looks the layers up, parses their
+ * options. Nothing is opened. `export_name` may be NULL. Errors name the layer and its column.
  */
-int chain_build(const struct spec *spec, const char *export_name, bool read_only, struct chain **out,
-		struct err *err);
+int chain_build(const struct spec *spec, const char *export_name, bool read_only,
+		struct chain **out, struct err *err);
 /* The same with a keyed top: for tests and tools that look at objects. */
 int chain_build_keyed(const struct spec *spec, bool read_only, struct chain **out, struct err *err);
 /* Opens kids first. On error everything that was opened is closed again. */
@@ -294,7 +307,8 @@ CO_FN struct chan *chain_chan(struct chain *c, int *rc);
 /* The same if it is open already, else NULL. Does not suspend. */
 struct chan *chain_chan_peek(struct chain *c);
 /* Calls `fn` for every layer, top first, with its depth and the sum of its channels' counters. */
-void chain_each(struct chain *c, void (*fn)(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum),
+void chain_each(struct chain *c,
+		void (*fn)(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum),
 		void *arg);
 
 /* create / destroy a volume at the chain's target, see layer_ops; the chain is built, not open. */
@@ -325,33 +339,37 @@ static inline void loan_return(struct loan *l)
 }
 
 /* The same on an instance that is not open, for layers that pass on: kid 0's, with fall-through. */
-CO_FN int layer_create(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err);
+CO_FN int layer_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
+		       struct err *err);
 CO_FN int layer_destroy(struct layer *l, const struct obj *obj, struct err *err);
 
 /*
- * For a layer's own open, create and destroy, which have requests of their own before the chain has channels: a
- * channel of an open instance, for this reactor; and opening the kids where nobody did (create, destroy).
+ * For a layer's own open, create and destroy, which have requests of their own before the chain has
+ * channels: a channel of an open instance, for this reactor; and opening the kids where nobody did
+ * (create, destroy).
  */
 CO_FN int layer_chan_open(struct layer *l, struct chan **out);
 CO_FN void layer_chan_close(struct chan *c);
 CO_FN int layer_kids_open(struct layer *l, struct err *err);
 CO_FN void layer_kids_close(struct layer *l);
 /*
- * Of a layer that may_miss_kids, later: tries again to open kid `i`, which has an open_error; and this reactor's
- * channel of kid `i`, opened if it was not (one fiber of the reactor at a time). -ENXIO when the kid is closed.
+ * Of a layer that may_miss_kids, later: tries again to open kid `i`, which has an open_error; and
+ * this reactor's channel of kid `i`, opened if it was not (one fiber of the reactor at a time).
+ * -ENXIO when the kid is closed.
  */
 CO_FN int layer_kid_open(struct layer *l, unsigned i, struct err *err);
 CO_FN int chan_kid(struct chan *c, unsigned i, struct chan **out);
 
 /*
- * The one place that knows whether trying again may help: time-outs, resets, a server that is down, overloaded or
- * out of order (-EAGAIN: 429 and 5xx). What is refused (EACCES, ENOENT, EINVAL, EEXIST, ESTALE, ENOSPC ...) is not.
+ * The one place that knows whether trying again may help: time-outs, resets, a server that is down,
+ * overloaded or out of order (-EAGAIN: 429 and 5xx). What is refused (EACCES, ENOENT, EINVAL,
+ * EEXIST, ESTALE, ENOSPC ...) is not.
  */
 bool is_transient(int rc);
 
 /*
- * The daemon is to end: from this time on (ns of the monotonic clock) no layer `retry` repeats anything, and what
- * waits for its repeat gives up. 0 = as usual. Any thread.
+ * The daemon is to end: from this time on (ns of the monotonic clock) no layer `retry` repeats
+ * anything, and what waits for its repeat gives up. 0 = as usual. Any thread.
  */
 void retry_stop_by(uint64_t ns);
 

@@ -8,8 +8,9 @@
 #include <stdint.h>
 
 /*
- * "deleting objects 1200 of 4096": redrawn on one line of standard error, at most five times a second. Nothing is
- * printed when that is no terminal, or inside the daemon. total 0 = not known. Any thread; does not suspend.
+ * "deleting objects 1200 of 4096": redrawn on one line of standard error, at most five times a
+ * second. Nothing is printed when that is no terminal, or inside the daemon. total 0 = not known.
+ * Any thread; does not suspend.
  */
 void progress(const char *what, uint64_t done, uint64_t total);
 

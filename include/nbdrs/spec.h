@@ -5,8 +5,8 @@
  *	spec  := layer [ ":" spec ]
  *	layer := name [ "[" key=value { "," key=value } "]" ] [ "{" spec { "," spec } "}" ]
  *
- * After `file:`, `s3:`, `http:`, `https:` the rest is the layer's target, verbatim, up to an unbracketed "," or "}".
- * A value may be quoted with "..." (backslash escapes) to hold any of ,]}.
+ * After `file:`, `s3:`, `http:`, `https:` the rest is the layer's target, verbatim, up to an
+ * unbracketed "," or "}". A value may be quoted with "..." (backslash escapes) to hold any of ,]}.
  */
 #ifndef NBDRS_SPEC_H
 #define NBDRS_SPEC_H
@@ -27,8 +27,8 @@ struct spec {
 };
 
 /*
- * -EINVAL with "column N: ..." and a second line with the text and a caret below it; secrets (userinfo of
- * URLs) in that line are masked. On success the caller owns *out.
+ * -EINVAL with "column N: ..." and a second line with the text and a caret below it; secrets
+ * (userinfo of URLs) in that line are masked. On success the caller owns *out.
  */
 int spec_parse(const char *text, struct spec **out, struct err *err);
 
@@ -36,8 +36,9 @@ int spec_parse(const char *text, struct spec **out, struct err *err);
 int spec_parse_words(const char *driver, const char *conn, struct spec **out, struct err *err);
 
 /*
- * Adds the layers that a chain nearly always wants and this one does not name: `retry` above network stores,
- * `readahead` above disks on such, `sharded` above a `distributed` that is to be a disk. -ENOMEM; *s is valid then.
+ * Adds the layers that a chain nearly always wants and this one does not name: `retry` above
+ * network stores, `readahead` above disks on such, `sharded` above a `distributed` that is to be a
+ * disk. -ENOMEM; *s is valid then.
  */
 int spec_expand(struct spec **s, struct err *err);
 
