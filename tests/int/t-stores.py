@@ -355,7 +355,7 @@ def rounds(driver, conn, size, count, reads, flushes_max=6):
     for i in range(count):
         d = serve(driver, conn)
         w = Writer(d.unix, size, maybe, rnd)
-        w.until(rnd.randint(0, flushes_max), rnd.randint(0, 60))
+        w.until(rnd.randint(int(i == 0), flushes_max), rnd.randint(0, 60))
         d.process.kill()
         d.wait()
         w.drain()
