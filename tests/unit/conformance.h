@@ -15,6 +15,9 @@
 
 #include "nbdrs/layer.h"
 
+/* Reactor threads of a test; pieces of memory that one request may have. */
+enum { CONFORM_REACTORS = 3, CONFORM_SEGMENTS = 4 };
+
 struct conform {
 	const char *text;  /* the chain; "@" stands for a folder of its own */
 	uint64_t size;     /* bytes of the disk */
@@ -81,6 +84,16 @@ CO_FN int run_write(struct run *r, uint64_t off, uint64_t len, unsigned fl, unsi
 /* Reads [off, off + len) and compares with the model. */
 CO_FN int run_check(struct run *r, uint64_t off, uint64_t len, unsigned segments);
 CO_FN int run_check_all(struct run *r);
+CO_FN int run_zero(struct run *r, uint64_t off, uint64_t len, unsigned fl);
+
+/* `data` is what the disk must hold at [off, off + len) from now on. */
+void run_model(struct run *r, uint64_t off, const void *data, uint64_t len);
+/* Compares what was read byte by byte with the model; -1 after conform_fail. */
+int run_compare(struct run *r, uint64_t off, const uint8_t *got, uint64_t len);
+
+/* Opens and closes the built chain. -1 after conform_fail. */
+CO_FN int run_reopen(struct run *r, bool read_only);
+CO_FN int run_shut(struct run *r);
 
 /* A random number below n (n > 0); each fiber may use its own state. */
 uint64_t random_below(uint64_t *state, uint64_t n);

@@ -43,12 +43,17 @@ static const struct store_what chains[] = {
 	{ .text = "cache:retry[base=1ms,cap=10ms]:fault[rate=10%,error=EAGAIN]:mem", .few = 4 },
 	{ .text = "distributed[replicas=2]{mem,mem,mem}" },
 	{ .text = "distributed[replicas=2]{mem[partial=off],mem[partial=off],mem}" },
-	{ .text = "distributed[replicas=3,quorum=2]{mem,delay[write=300us]:mem,mem,mem}", .few = 4 },
-	{ .text = "distributed[replicas=2,quorum=1,recheck=5ms]{mem,fault[rate=10%,error=EAGAIN,ops=read|write|put]:mem,mem}",
+	{ .text = "distributed[replicas=3,quorum=2]{mem,delay[write=300us]:mem,mem,mem}",
+	  .few = 4 },
+	{ .text = "distributed[replicas=2,quorum=1,recheck=5ms]"
+		  "{mem,fault[rate=10%,error=EAGAIN,ops=read|write|put]:mem,mem}",
 	  .only = "random" },
-	{ .text = "distributed[replicas=2,quorum=1,recheck=5ms]{mem,fault[rate=10%,error=EAGAIN,ops=read|write|put]:mem,mem}",
+	{ .text = "distributed[replicas=2,quorum=1,recheck=5ms]"
+		  "{mem,fault[rate=10%,error=EAGAIN,ops=read|write|put]:mem,mem}",
 	  .only = "concurrent" },
-	{ .text = "distributed[replicas=2]{file:@/a/,file:@/b/,file:@/c/}", .in_memory = true, .few = 4 },
+	{ .text = "distributed[replicas=2]{file:@/a/,file:@/b/,file:@/c/}",
+	  .in_memory = true,
+	  .few = 4 },
 };
 
 /* One case over one chain: the state of one test. */
