@@ -3,7 +3,7 @@
 # The whole build is this one file. `make help` lists what it can do.
 #
 # Sources are found by folder, so a new .c file needs no line here:
-#   daemon/main.c + daemon/*/*.c     -> build/nbdrsd      (all but main.c through libnbdrs.a)
+#   daemon/main.c + daemon/**/*.c     -> build/nbdrsd      (all but main.c through libnbdrs.a)
 #   tool/nbdrs-attach.c, attach*.c   -> build/nbdrs-attach
 #   tool/nbdrsctl.c                  -> build/nbdrsctl    (other tool/*.c: libtool.a, for both)
 #   tests/unit/test_X.c              -> build/tests/test_X
@@ -106,7 +106,7 @@ ALL_LDLIBS   := $(PKG_LIBS) $(LDLIBS)
 
 # --- Sources ------------------------------------------------------------------------------------
 
-DAEMON_SRC := $(filter-out daemon/main.c,$(wildcard daemon/*.c daemon/*/*.c daemon/*/*.S))
+DAEMON_SRC := $(filter-out daemon/main.c,$(wildcard daemon/*.c daemon/*/*.c daemon/*/*/*.c daemon/*/*.S))
 ATTACH_SRC := $(wildcard tool/nbdrs-attach.c tool/attach*.c)
 CTL_SRC    := $(wildcard tool/nbdrsctl.c)
 TOOL_SRC   := $(filter-out $(ATTACH_SRC) $(CTL_SRC),$(wildcard tool/*.c))
@@ -130,8 +130,8 @@ REPLAYS   := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/tests/replay_%)
 FUZZERS   := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz_%)
 BENCH_BIN := $(if $(LOAD_SRC),$(BUILD)/nbdload) \
              $(patsubst tests/bench/%.c,$(BUILD)/%,$(wildcard tests/bench/ceiling.c))
-C_FILES   := $(wildcard daemon/*.c daemon/*/*.c tool/*.c tests/*/*.c)
-H_FILES   := $(wildcard include/nbdrs/*.h daemon/*.h daemon/*/*.h tool/*.h tests/*/*.h)
+C_FILES   := $(wildcard daemon/*.c daemon/*/*.c daemon/*/*/*.c tool/*.c tests/*/*.c)
+H_FILES   := $(wildcard include/nbdrs/*.h daemon/*.h daemon/*/*.h daemon/*/*/*.h tool/*.h tests/*/*.h)
 ALL_C     := $(call obj,$(wildcard daemon/*.c) $(DAEMON_SRC) $(wildcard tool/*.c) $(UNIT_SRC) \
              $(UNIT_LIB) $(FUZZ_SRC) $(LOAD_SRC) $(wildcard tests/bench/ceiling.c))
 

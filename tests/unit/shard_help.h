@@ -6,7 +6,7 @@
 #define NBDRS_TEST_SHARD_HELP_H
 
 #include "conformance.h"
-#include "layer/shardbuf.h"
+#include "layer/sharded/shardbuf.h"
 
 /* What the layer below sharded was asked for. */
 struct shard_asked {

@@ -15,7 +15,7 @@
 #include <string.h>
 
 #include "conformance.h"
-#include "layer/cache_table.h"
+#include "layer/cache/cache_table.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
 

@@ -20,7 +20,7 @@
 
 #include "conform_store.h"
 #include "conformance.h"
-#include "layer/distributed.h"
+#include "layer/distributed/distributed.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
 

@@ -15,7 +15,7 @@
 
 #include "conform_store.h"
 #include "conformance.h"
-#include "layer/distributed.h"
+#include "layer/distributed/distributed.h"
 #include "nbdrs/cleanup.h"
 
 static struct placing *placing(unsigned nodes, unsigned replicas)

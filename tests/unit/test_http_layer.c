@@ -9,7 +9,7 @@
 #include <stdio.h>
 
 #include "http_server.h"
-#include "layer/http_object.h"
+#include "layer/http/http_object.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/spec.h"
 

@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "layer/readahead_int.h"
+#include "layer/readahead/readahead_int.h"
 #include "nbdrs/cleanup.h"
 
 enum { KI = 1024, MI = KI * KI, BLOCK = 4 * KI };

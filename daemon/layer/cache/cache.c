@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * cache: memory in front of a slower layer. Above a mapping (cache:sharded:...) it keeps blocks of
+ * the disk, below one (sharded:cache:...) pieces of objects; both in granules of one size, filled
+ * by ranged reads.
+ *
+ * It writes through: a write is answered when the layer below has answered it, so nothing is ever
+ * only here. What was written is kept for reading.
+ *
+ * Consistency. Fetches hold the lock of the granules they fill (shared) until the data is in the
+ * table, changes hold it (exclusive) from before the request below until the table has changed as
+ * well. So what is in the table is what the layer below would answer, or what it answered before a
+ * change that has not been answered yet. `del` takes no lock (of many objects, in any order, locks
+ * would wait for each other): it drops what is there afterwards, fetches on their way included.
+ *
+ * Promises: those of the layer below, for flush, FUA, trim, crash and several writers; a read may
+ * be answered from memory. Whatever fails below leaves nothing in the cache.
+ *
+ * Memory: `mem`, and beyond it granules being fetched, which are at most as many as requests in
+ * flight need.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layer/cache/cache_table.h"
+#include "layer/layers.h"
+#include "nbdrs/opt.h"
+#include "nbdrs/rangelock.h"
+
+/* Granules fetched by one request, and parts of a large request that are worked on at a time. */
+enum { RUN_MAX = IOV_SLICE_MAX, PARALLEL = 16 };
+/* Granules looked up at a stretch before others have their turn. */
+enum { TURN = 512 };
+
+struct cache {
+	uint64_t mem, granule; /* options */
+
+	unsigned shift; /* log2 of granule */
+	struct cache_table *table;
+	struct rangelock ranges; /* see above */
+};
+
+static const struct opt options[] = {
+	{ .name = "mem",
+	  .type = OPT_SIZE,
+	  .field = offsetof(struct cache, mem),
+	  .def = "256Mi",
+	  .min = 1 << 20,
+	  .max = UINT64_C(1) << 40,
+	  .help = "memory for cached data" },
+	{ .name = "granule",
+	  .type = OPT_SIZE,
+	  .field = offsetof(struct cache, granule),
+	  .def = "64Ki",
+	  .min = 4096,
+	  .max = 4 << 20,
+	  .help = "bytes fetched and kept together, a power of two" },
+	OPT_END,
+};
+
+/* --- Life ------------------------------------------------------------------------------------- */
+
+static CO_FN int cache_open(struct layer *l, struct err *err)
+{
+	struct cache *c = l->self;
+	int rc;
+
+	if (c->granule & (c->granule - 1))
+		return err_set(err, -EINVAL,
+			       "layer cache: granule=%" PRIu64 " is no power of two; 65536 is one",
+			       c->granule);
+	if (c->granule > c->mem / 4)
+		return err_set(
+			err, -EINVAL,
+			"layer cache: mem must hold four granules at least; make it larger, or "
+			"granule smaller");
+	c->shift = (unsigned)__builtin_ctzll(c->granule);
+	rc = cache_table_new(c->mem, (uint32_t)c->granule, &c->table);
+	if (rc)
+		return err_set(err, rc, "layer cache: out of memory");
+	rangelock_init(&c->ranges);
+	l->caps &= ~(unsigned)CAN_LEND; /* the store's memory may be older than ours */
+	return 0;
+}
+
+static CO_FN void cache_close(struct layer *l)
+{
+	struct cache *c = l->self;
+
+	cache_table_free(c->table);
+	c->table = NULL;
+	rangelock_destroy(&c->ranges);
+}
+
+static CO_FN void lock_range(struct cache *c, struct range_hold *hold, struct ext e, bool is_shared)
+{
+	const uint64_t from = align_down(e.off, c->granule);
+
+	rangelock_lock(&c->ranges, hold, e.obj->hash, from,
+		       align_up(e.off + e.len, c->granule) - from, is_shared);
+}
+
+/* --- Reading ---------------------------------------------------------------------------------- */
+
+/* A read, or a part of one. iov NULL: only fetch. */
+struct job {
+	struct chan *c;
+	struct ext e;
+	const struct iov *iov;
+	bool is_locked; /* the whole range is, shared */
+	uint64_t next;  /* taken up to here */
+	int rc;
+};
+
+/* What one request below fetches. */
+struct run {
+	struct granule *g[RUN_MAX];
+	struct iovec v[RUN_MAX];
+	uint64_t first; /* its number */
+	unsigned n;
+};
+
+/* Of a disk, the last granule may be short. */
+static uint64_t clip(const struct chan *ch, uint64_t end)
+{
+	const struct layer *l = ch->layer;
+
+	return l->is_keyed ? end : MIN(end, l->size);
+}
+
+/* Takes absent granules from `first` on, up to `end` (bytes), for fetching. */
+static void take_run(struct job *j, struct run *r, uint64_t first, uint64_t end)
+{
+	struct cache *c = j->c->layer->self;
+
+	r->first = first;
+	r->n = 0;
+	for (uint64_t n = first; r->n < RUN_MAX && n << c->shift < end; n++) {
+		struct granule *g = cache_table_begin(c->table, j->e.obj, n);
+
+		if (!g)
+			return;
+		r->g[r->n] = g;
+		r->v[r->n++] = (struct iovec){ granule_data(g), c->granule };
+	}
+}
+
+/* Copies what the request wants of the run's granules. */
+static void copy_out(struct job *j, const struct run *r)
+{
+	const struct cache *c = j->c->layer->self;
+
+	for (unsigned i = 0; i < r->n && j->iov; i++) {
+		const uint64_t start = (r->first + i) << c->shift;
+		const uint64_t from = MAX(start, j->e.off);
+		const uint64_t to = MIN(start + c->granule, j->e.off + j->e.len);
+
+		if (from < to)
+			(void)iov_copy_in(j->iov, from - j->e.off,
+					  (uint8_t *)r->v[i].iov_base + (from - start), to - from);
+	}
+}
+
+static CO_FN int fetch_run(struct job *j, struct run *r)
+{
+	struct cache *c = j->c->layer->self;
+	const uint64_t start = r->first << c->shift;
+	const uint64_t len = clip(j->c, start + r->n * c->granule) - start;
+	const uint64_t end = j->e.off + j->e.len;
+	struct iov iov = { r->v, r->n, len };
+	int rc;
+
+	/* Only the last one of the disk can be short: what lies behind it is never asked for. */
+	r->v[r->n - 1].iov_len = len - (r->n - 1) * c->granule;
+	rc = ch_read(j->c->kids[0], (struct ext){ j->e.obj, start, len }, &iov, 0);
+	if (!rc)
+		copy_out(j, r);
+	for (unsigned i = 0; i < r->n; i++) {
+		const uint64_t base = (r->first + i) << c->shift;
+
+		cache_table_fill(c->table, r->g[i], !rc,
+				 (uint32_t)(MIN(end, base + c->granule) - base));
+	}
+	return rc;
+}
+
+/* Past the cache: there is no memory for it. */
+static CO_FN int read_below(struct job *j, uint64_t at, uint64_t len)
+{
+	struct iovec store[IOV_SLICE_MAX];
+	struct iov part;
+
+	if (!j->iov)
+		return 0;
+	part = iov_slice(j->iov, at - j->e.off, len, store, IOV_SLICE_MAX);
+	return ch_read(j->c->kids[0], (struct ext){ j->e.obj, at, len }, &part, 0);
+}
+
+/* Fetches from the granule of `at` on; *done becomes the bytes that this served. */
+static CO_FN int fetch(struct job *j, uint64_t at, uint64_t end, uint64_t *done)
+{
+	struct cache *c = j->c->layer->self;
+	const uint64_t first = at >> c->shift;
+	const uint64_t last = MIN((end - 1) >> c->shift, first + RUN_MAX - 1);
+	struct range_hold hold;
+	struct run r;
+	int rc = 0;
+
+	*done = 0;
+	if (!j->is_locked)
+		rangelock_lock(&c->ranges, &hold, j->e.obj->hash, first << c->shift,
+			       (last - first + 1) << c->shift, true);
+	take_run(j, &r, first, end);
+	if (r.n) {
+		rc = fetch_run(j, &r);
+		*done = MIN((first + r.n) << c->shift, end) - at;
+	}
+	if (!j->is_locked)
+		rangelock_unlock(&c->ranges, &hold);
+	return rc;
+}
+
+/* [at, end) of the request, in order. */
+static CO_FN int read_part(struct job *j, uint64_t at, uint64_t end)
+{
+	const struct cache *c = j->c->layer->self;
+	unsigned tries = 0;
+
+	while (at < end) {
+		const uint64_t n = at >> c->shift;
+		const uint32_t off = (uint32_t)(at & (c->granule - 1));
+		const uint32_t len = (uint32_t)MIN(c->granule - off, end - at);
+		uint64_t done = len;
+		int rc = 0;
+
+		if (cache_table_read(c->table, j->e.obj, n, off, len, j->iov, at - j->e.off) ==
+		    CACHE_MISS) {
+			rc = fetch(j, at, end, &done);
+			if (!rc && !done && ++tries > 2) {
+				/* Somebody else begins to fetch it each time we look, or memory is out. */
+				done = len;
+				rc = read_below(j, at, len);
+			}
+		}
+		if (rc)
+			return rc;
+		if (done)
+			tries = 0;
+		at += done;
+	}
+	return 0;
+}
+
+static CO_FN void take_parts(void *arg)
+{
+	struct job *j = arg;
+	const struct cache *c = j->c->layer->self;
+	const uint64_t end = j->e.off + j->e.len, step = RUN_MAX * c->granule;
+
+	while (j->next < end && !j->rc) {
+		const uint64_t at = j->next, to = MIN(align_down(at, step) + step, end);
+		int rc;
+
+		j->next = to;
+		rc = read_part(j, at, to);
+		if (rc && !j->rc)
+			j->rc = rc;
+	}
+}
+
+static CO_FN int read_all(struct job *j)
+{
+	const struct cache *c = j->c->layer->self;
+	const uint64_t step = RUN_MAX * c->granule, end = j->e.off + j->e.len;
+	const uint64_t parts = (end - 1) / step - j->e.off / step + 1;
+	struct co_group g = CO_GROUP_INIT;
+
+	if (parts == 1)
+		return read_part(j, j->e.off, end);
+	j->next = j->e.off;
+	for (uint64_t i = 1; i < MIN(parts, (uint64_t)PARALLEL); i++)
+		co_group_spawn(&g, take_parts, j);
+	take_parts(j);
+	co_group_wait(&g);
+	return j->rc;
+}
+
+static CO_FN int cache_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
+{
+	struct cache *c = ch->layer->self;
+	struct job j = { .c = ch, .e = e, .iov = iov };
+	struct range_hold hold;
+	int rc;
+
+	if (e.len == 0)
+		return 0;
+	/* A put is seen wholly or not at all, also by who reads several granules. */
+	if (!ch->layer->is_keyed || e.off >> c->shift == (e.off + e.len - 1) >> c->shift)
+		return read_all(&j);
+	j.is_locked = true;
+	lock_range(c, &hold, e, true);
+	rc = read_all(&j);
+	rangelock_unlock(&c->ranges, &hold);
+	return rc;
+}
+
+/* NBD_CMD_CACHE: a hint, so what fails is nobody's business. */
+static CO_FN int cache_cache(struct chan *ch, struct ext e)
+{
+	struct job j = { .c = ch, .e = e };
+
+	if (e.len)
+		(void)read_all(&j);
+	return 0;
+}
+
+/* --- Changing --------------------------------------------------------------------------------- */
+
+/* The table after a change below: with the new bytes (iov; NULL: zeroes), or without the granules. */
+static CO_FN void change(struct cache *c, struct ext e, const struct iov *iov, bool is_good)
+{
+	const uint64_t end = e.off + e.len;
+	unsigned n = 0;
+
+	for (uint64_t at = e.off; at < end;) {
+		const uint32_t off = (uint32_t)(at & (c->granule - 1));
+		const uint32_t len = (uint32_t)MIN(c->granule - off, end - at);
+
+		if (is_good)
+			cache_table_change(c->table, e.obj, at >> c->shift, off, len, iov,
+					   at - e.off);
+		else
+			cache_table_drop(c->table, e.obj, at >> c->shift);
+		at += len;
+		if (++n % TURN == 0)
+			co_yield(); /* 4 GiB of zeroes are many granules */
+	}
+}
+
+static CO_FN int cache_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
+{
+	struct cache *c = ch->layer->self;
+	struct range_hold hold;
+	int rc;
+
+	lock_range(c, &hold, e, false);
+	rc = ch_write(ch->kids[0], e, iov, fl);
+	change(c, e, iov, rc == 0);
+	rangelock_unlock(&c->ranges, &hold);
+	return rc;
+}
+
+static CO_FN int cache_zero(struct chan *ch, struct ext e, unsigned fl)
+{
+	struct cache *c = ch->layer->self;
+	struct range_hold hold;
+	int rc;
+
+	lock_range(c, &hold, e, false);
+	rc = ch_zero(ch->kids[0], e, fl);
+	if (rc != -ENOTSUP)
+		change(c, e, NULL, rc == 0);
+	rangelock_unlock(&c->ranges, &hold);
+	return rc;
+}
+
+/* What is read after a trim is the layer's below to say. */
+static CO_FN int cache_trim(struct chan *ch, struct ext e, unsigned fl)
+{
+	struct cache *c = ch->layer->self;
+	struct range_hold hold;
+	int rc;
+
+	lock_range(c, &hold, e, false);
+	rc = ch_trim(ch->kids[0], e, fl);
+	change(c, e, NULL, false);
+	rangelock_unlock(&c->ranges, &hold);
+	return rc;
+}
+
+/* --- Objects ---------------------------------------------------------------------------------- */
+
+static CO_FN int cache_put(struct chan *ch, const struct put *p, struct obj_stat *st)
+{
+	struct cache *c = ch->layer->self;
+	const uint64_t whole = align_down(p->iov->len, c->granule);
+	struct range_hold hold;
+	int rc;
+
+	rangelock_lock(&c->ranges, &hold, p->obj->hash, 0, UINT64_MAX, false);
+	rc = ch_put(ch->kids[0], p, st);
+	if (rc == 0)
+		change(c, (struct ext){ p->obj, 0, whole }, p->iov, true);
+	/* The object's last part, and what it does not have any more; or all of it, when nobody knows. */
+	cache_table_drop_from(c->table, p->obj, rc == 0 ? whole >> c->shift : 0);
+	rangelock_unlock(&c->ranges, &hold);
+	return rc;
+}
+
+static CO_FN int cache_del(struct chan *ch, const struct obj *objs, unsigned n)
+{
+	struct cache *c = ch->layer->self;
+	int rc = ch_del(ch->kids[0], objs, n);
+
+	for (unsigned i = 0; i < n; i++) {
+		cache_table_drop_from(c->table, &objs[i], 0);
+		co_yield();
+	}
+	return rc;
+}
+
+/* --- Looking at it ---------------------------------------------------------------------------- */
+
+static void add_number(struct info *i, const char *key, uint64_t value)
+{
+	char text[32];
+
+	(void)snprintf(text, sizeof(text), "%" PRIu64, value);
+	i->add(i, key, text);
+}
+
+static void cache_status(struct layer *l, struct info *i)
+{
+	const struct cache *c = l->self;
+	struct cache_view v;
+
+	if (!c->table)
+		return;
+	cache_table_view(c->table, &v);
+	i->add(i, "mode", "writethrough");
+	add_number(i, "mem_bytes", v.bytes);
+	add_number(i, "mem_limit", c->mem);
+	add_number(i, "hits", v.hits);
+	add_number(i, "misses", v.misses);
+	add_number(i, "evictions", v.evictions);
+}
+
+const struct layer_ops cache_layer = {
+	.name = "cache",
+	.help = "memory in front of a slower layer; writes through",
+	.opts = options,
+	.self_size = sizeof(struct cache),
+	.min_kids = 1,
+	.max_kids = 1,
+	.open = cache_open,
+	.close = cache_close,
+	.read = cache_read,
+	.write = cache_write,
+	.zero = cache_zero,
+	.trim = cache_trim,
+	.cache = cache_cache,
+	.put = cache_put,
+	.del = cache_del,
+	.status = cache_status,
+};
