@@ -22,6 +22,11 @@ mkdir -p /dev/shm /run/lock
 mount -t tmpfs shm /dev/shm
 ln -s /proc/self/fd /dev/fd		# <(...) needs it
 ip link set lo up
+# Where QEMU's user network wants us; it shows the host's loopback as 10.0.2.2.
+if grep -qs 0x0001 /sys/bus/virtio/devices/*/device && modprobe virtio_net; then
+	ip addr add 10.0.2.15/24 dev eth0
+	ip link set eth0 up
+fi
 # udev may not run: name the ports ourselves.
 for p in /sys/class/virtio-ports/*; do
 	[[ $(<"$p/name") == nbdrs.out ]] && port=/dev/${p##*/}

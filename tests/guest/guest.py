@@ -119,11 +119,13 @@ class Guest:
     """One boot, as a context manager.
 
     files is {guest path: Path here, or bytes}, env {name: value} for main.sh; console is the file
-    that gets the kernel's messages; of cpus, online are running after boot; disks are files that become /dev/vdc and so on, written for good.
+    that gets the kernel's messages; of cpus, online are running after boot; disks are files that become /dev/vdc and
+    so on, written for good; root is where else to have the root disk from (a URL for QEMU's block layer); with
+    net=True it has a network card, and finds this machine's loopback at 10.0.2.2.
     """
 
     def __init__(self, files, env, console, *, icount=None, cpus=2, online=None,
-                 memory=1024, disks=()):
+                 memory=1024, disks=(), root=None, net=False):
         kernel, image = prepare()
         self.console = Path(console)
         self.console.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,7 @@ class Guest:
             # panic=-1: reboot at once, which -no-reboot turns into an end we see.
             "-append", "console=ttyS0 loglevel=6 mitigations=off panic=-1 oops=panic "
             f"net.ifnames=0 nokaslr random.trust_cpu=on maxcpus={online or cpus}",
-            "-drive", f"if=none,id=root,file={image},format=raw,snapshot=on,cache=unsafe",
+            "-drive", f"if=none,id=root,file={root or image},format=raw,snapshot=on,cache=unsafe",
             "-device", "virtio-blk-pci,drive=root",
             "-drive", f"if=none,id=run,file={self._dir}/run.tar,format=raw,readonly=on",
             "-device", "virtio-blk-pci,drive=run",
@@ -157,6 +159,10 @@ class Guest:
         for n, disk in enumerate(disks):
             self._argv += ["-drive", f"if=none,id=disk{n},file={disk},format=raw,discard=unmap",
                            "-device", f"virtio-blk-pci,drive=disk{n}"]
+
+        if net:
+            # romfile: nobody boots from it.
+            self._argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
 
     def __enter__(self):
         with self._stack as stack:

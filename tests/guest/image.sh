@@ -109,7 +109,7 @@ hash=$({
 image=$cache/root-$hash.ext4
 lock "$image"
 if [ -e "$image" ]; then
-	touch "$image"
+	touch -a "$image"	# its mtime is its ETag, where a web server gives it
 	echo "$image"
 	exit 0
 fi
@@ -153,5 +153,6 @@ mke2fs -q -t ext4 -b 4096 -O ^has_journal -E root_owner=0:0,lazy_itable_init=1,n
 	-L nbdrs-guest -d "$t" "$work/root.ext4"
 mv "$work/root.ext4" "$image"
 # Entries that nobody has used for two weeks.
-find "$cache" -maxdepth 1 -name 'root-*.ext4*' -mtime +14 -delete 2>/dev/null || :
+find "$cache" -maxdepth 1 \( -name 'root-*.ext4' -atime +14 -o -name 'root-*.lock' -mtime +14 \) \
+	-delete 2>/dev/null || :
 echo "$image"

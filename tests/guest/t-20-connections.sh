@@ -3,6 +3,7 @@
 #
 # Four connections, used from four processors at once.
 # deadline: 90
+# takes: 32
 # engines: both
 # processors: 4
 # shellcheck source=tests/guest/lib.sh

@@ -4,6 +4,7 @@
 # Partitions are there the moment attach returns, with udevd and without; none are left over from the
 # disk before.
 # deadline: 90
+# takes: 30
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

@@ -4,6 +4,7 @@
 # /dev/nbdrs/NAME: there when attach returns, gone after detach. Without udevd attach does not wait
 # for what nobody makes.
 # deadline: 90
+# takes: 20
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

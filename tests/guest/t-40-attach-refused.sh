@@ -3,6 +3,7 @@
 #
 # What attach refuses or waits for: each with a status of its own and a text that names the thing.
 # deadline: 120
+# takes: 20
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

@@ -4,6 +4,7 @@
 # Discard and zeroing reach the backing file: blocks are given back, and what was zeroed reads so.
 # The 6.1 driver has no WRITE_ZEROES, so zeroing arrives as writes there.
 # deadline: 90
+# takes: 14
 # engines: both
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh

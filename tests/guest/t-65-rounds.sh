@@ -3,6 +3,7 @@
 #
 # 50 times attach and detach: no file descriptor, socket, thread or memory is left behind.
 # deadline: 180
+# takes: 50
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

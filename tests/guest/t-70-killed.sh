@@ -4,6 +4,7 @@
 # The daemon is killed under an attached device: requests wait for the dead-connection time-out, then
 # fail; no tool ever hangs; the device can be got rid of and used again.
 # deadline: 150
+# takes: 30
 # kernel log may say: Possible stuck request
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh

@@ -4,6 +4,7 @@
 # SIGTERM with a device attached: what was asked for is answered, the daemon ends with status 0, the
 # device stays for the next daemon or for detach.
 # deadline: 90
+# takes: 12
 # engines: both
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh

@@ -4,6 +4,7 @@
 # A device whose daemon died gets new connections when its export is attached again: requests that wait
 # go on, and nothing is lost. Not when the export has become another one.
 # deadline: 150
+# takes: 12
 # kernel log may say: Possible stuck request
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
