@@ -5,12 +5,14 @@
  */
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <time.h>
 
 #include "client/http_int.h"
+#include "nbdrs/layer.h"
 
 /* Of the body of an error: what is beyond is read, so that the connection can be used again, and dropped. */
 enum { ERROR_TEXT_MAX = 64 << 10, TEXT_ROOM_MIN = 1024, STATUS_LEN = 3, RETRY_AFTER_MAX_S = 86400 };
@@ -349,4 +351,22 @@ int resp_error(CURLcode code, long os_errno)
 	case CURLE_LOGIN_DENIED: return -EINVAL;
 	default: return -EPROTO;
 	}
+}
+
+static void add_count(void *arg, const char *method, int status, uint64_t n)
+{
+	struct info *i = arg;
+	char key[48], value[32];
+
+	if (status != 0)
+		(void)snprintf(key, sizeof(key), "%s %d", method, status);
+	else
+		(void)snprintf(key, sizeof(key), "%s without an answer", method);
+	(void)snprintf(value, sizeof(value), "%" PRIu64, n);
+	i->add(i, key, value);
+}
+
+void http_show_counts(struct http *h, struct info *i)
+{
+	http_each_count(h, add_count, i);
 }

@@ -149,34 +149,19 @@ int s3_explain(const struct s3 *s, int rc, const struct s3_resp *resp, struct er
 	return err_prefix(err, rc, "s3 %s, bucket %s", s->endpoint, s->bucket);
 }
 
-static void add_count(void *arg, const char *method, int status, uint64_t n)
-{
-	struct info *i = arg;
-	char key[48], value[24];
-
-	(void)snprintf(key, sizeof(key), "requests %s %d", method, status);
-	(void)snprintf(value, sizeof(value), "%" PRIu64, n);
-	i->add(i, key, value);
-}
-
-static void add_number(struct info *i, const char *key, int64_t n)
-{
-	char value[24];
-
-	(void)snprintf(value, sizeof(value), "%" PRId64, n);
-	i->add(i, key, value);
-}
-
 void s3_status(struct s3 *s, struct info *i)
 {
+	const int64_t skew = atomic_load_explicit(&s->skew_s, memory_order_relaxed);
+	char behind[24];
+
 	i->add(i, "endpoint", s->endpoint);
 	i->add(i, "bucket", s->bucket);
-	i->add(i, "keys from", s3_key_source(s));
-	http_each_count(s->http, add_count, i);
-	add_number(i, "bytes sent", (int64_t)atomic_load_explicit(&s->sent, memory_order_relaxed));
-	add_number(i, "bytes received",
-		   (int64_t)atomic_load_explicit(&s->received, memory_order_relaxed));
-	if (atomic_load_explicit(&s->skew_s, memory_order_relaxed))
-		add_number(i, "clock behind the server, s",
-			   atomic_load_explicit(&s->skew_s, memory_order_relaxed));
+	i->add(i, "keys_from", s3_key_source(s));
+	http_show_counts(s->http, i);
+	info_number(i, "bytes_sent", atomic_load_explicit(&s->sent, memory_order_relaxed));
+	info_number(i, "bytes_received", atomic_load_explicit(&s->received, memory_order_relaxed));
+	if (skew == 0)
+		return;
+	(void)snprintf(behind, sizeof(behind), "%" PRId64, skew);
+	i->add(i, "clock_behind_s", behind);
 }

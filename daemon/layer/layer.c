@@ -13,6 +13,8 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -59,6 +61,14 @@ const char *const ch_op_names[CH_OPS] = {
 	[CH_FLUSH] = "flush", [CH_MAP] = "map",	    [CH_CACHE] = "cache", [CH_STAT] = "stat",
 	[CH_PUT] = "put",     [CH_DEL] = "del",	    [CH_LIST] = "list",
 };
+
+void info_number(struct info *i, const char *key, uint64_t value)
+{
+	char text[24];
+
+	(void)snprintf(text, sizeof(text), "%" PRIu64, value);
+	i->add(i, key, text);
+}
 
 static int counted(struct chan *c, enum ch_op op, uint64_t bytes, int rc)
 {

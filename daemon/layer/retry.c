@@ -515,14 +515,6 @@ static CO_FN int retry_chan_open(struct chan *c)
 	return 0;
 }
 
-static void add_number(struct info *i, const char *key, uint64_t n)
-{
-	char text[24];
-
-	(void)snprintf(text, sizeof(text), "%" PRIu64, n);
-	i->add(i, key, text);
-}
-
 static void retry_status(struct layer *l, struct info *i)
 {
 	struct retry *r = l->self;
@@ -536,11 +528,11 @@ static void retry_status(struct layer *l, struct info *i)
 	waiting = r->waiting;
 	last_error = r->last_error;
 	pthread_mutex_unlock(&r->lock);
-	add_number(i, "retries", retries);
-	add_number(i, "given up", given_up);
-	add_number(i, "waiting", waiting);
+	info_number(i, "retries", retries);
+	info_number(i, "given_up", given_up);
+	info_number(i, "waiting", waiting);
 	if (last_error)
-		i->add(i, "last error", err_name(last_error));
+		i->add(i, "last_error", err_name(last_error));
 }
 
 const struct layer_ops retry_layer = {

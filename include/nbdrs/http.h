@@ -105,4 +105,8 @@ int http_status_error(int status);
 /* Counters of all requests so far, "GET 206" -> n, in no order; status 0 = no response. Any thread. */
 void http_each_count(struct http *h, void (*fn)(void *arg, const char *method, int status, uint64_t n), void *arg);
 
+/* The same as lines of a layer's status, "GET 206": n. */
+struct info;
+void http_show_counts(struct http *h, struct info *i);
+
 #endif

@@ -142,6 +142,9 @@ struct info {
 	void (*add)(struct info *i, const char *key, const char *value);
 };
 
+/* A line with a number. Keys are snake_case where scripts read them (status). */
+void info_number(struct info *i, const char *key, uint64_t value);
+
 struct layer_ops {
 	const char *name, *help; /* "file", one line */
 	const struct opt *opts;

@@ -169,10 +169,10 @@ static CO_FN int sequential(void *arg)
 	EXPECT(r, a.ops <= size / BLOCK / 50, "%" PRIu64 " requests", a.ops);
 	EXPECT(r, a.bytes == size, "%" PRIu64 " bytes", a.bytes);
 	EXPECT(r, start < UINT64_C(4000000000), "%" PRIu64 " ms", start / 1000000);
-	EXPECT(r, status(r, "wasted-bytes") == 0, "wasted %" PRIu64, status(r, "wasted-bytes"));
+	EXPECT(r, status(r, "wasted_bytes") == 0, "wasted %" PRIu64, status(r, "wasted_bytes"));
 	EXPECT(r, status(r, "streams") == 1, "streams %" PRIu64, status(r, "streams"));
-	EXPECT(r, status(r, "fetched-bytes") == size - 3 * BLOCK, "%" PRIu64,
-	       status(r, "fetched-bytes"));
+	EXPECT(r, status(r, "fetched_bytes") == size - 3 * BLOCK, "%" PRIu64,
+	       status(r, "fetched_bytes"));
 	return 0;
 }
 
@@ -391,7 +391,7 @@ static CO_FN int bad_page(void *arg)
 			return -1;
 		}
 	}
-	EXPECT(r, status(r, "fetches-failed") > 0, "no fetch has met it");
+	EXPECT(r, status(r, "fetches_failed") > 0, "no fetch has met it");
 	return 0;
 }
 

@@ -97,7 +97,7 @@ static CO_FN int three_repeats(void *arg)
 	CHECK(r, rc == -EAGAIN, "%s", err_name(rc));
 	CHECK(r, ops_at(r, 1, CH_PUT) == 4, "%ju tries", (uintmax_t)ops_at(r, 1, CH_PUT));
 	CHECK(r, status(r, "retries") == 3, "retries: %ld", status(r, "retries"));
-	CHECK(r, status(r, "given up") == 1, "given up: %ld", status(r, "given up"));
+	CHECK(r, status(r, "given_up") == 1, "given up: %ld", status(r, "given_up"));
 	CHECK(r, status(r, "waiting") == 0, "waiting: %ld", status(r, "waiting"));
 	return 0;
 }
@@ -134,7 +134,7 @@ static CO_FN int not_repeated(void *arg)
 	      err_name(rc));
 	CHECK(r, ops_at(r, 1, CH_PUT) == 1, "%ju tries", (uintmax_t)ops_at(r, 1, CH_PUT));
 	CHECK(r, status(r, "retries") == 0, "retries: %ld", status(r, "retries"));
-	CHECK(r, status(r, "last error") == -1, "an answer is no trouble");
+	CHECK(r, status(r, "last_error") == -1, "an answer is no trouble");
 	return 0;
 }
 
@@ -293,7 +293,7 @@ static CO_FN int outage(void *arg)
 		return -1;
 	}
 	CHECK(r, status(r, "waiting") == 0, "waiting: %ld", status(r, "waiting"));
-	CHECK(r, status(r, "given up") == 0, "given up: %ld", status(r, "given up"));
+	CHECK(r, status(r, "given_up") == 0, "given up: %ld", status(r, "given_up"));
 	return 0;
 }
 

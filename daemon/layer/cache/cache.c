@@ -414,14 +414,6 @@ static CO_FN int cache_del(struct chan *ch, const struct obj *objs, unsigned n)
 
 /* --- Looking at it ---------------------------------------------------------------------------- */
 
-static void add_number(struct info *i, const char *key, uint64_t value)
-{
-	char text[32];
-
-	(void)snprintf(text, sizeof(text), "%" PRIu64, value);
-	i->add(i, key, text);
-}
-
 static void cache_status(struct layer *l, struct info *i)
 {
 	const struct cache *c = l->self;
@@ -431,11 +423,11 @@ static void cache_status(struct layer *l, struct info *i)
 		return;
 	cache_table_view(c->table, &v);
 	i->add(i, "mode", "writethrough");
-	add_number(i, "mem_bytes", v.bytes);
-	add_number(i, "mem_limit", c->mem);
-	add_number(i, "hits", v.hits);
-	add_number(i, "misses", v.misses);
-	add_number(i, "evictions", v.evictions);
+	info_number(i, "mem_bytes", v.bytes);
+	info_number(i, "mem_limit", c->mem);
+	info_number(i, "hits", v.hits);
+	info_number(i, "misses", v.misses);
+	info_number(i, "evictions", v.evictions);
 }
 
 const struct layer_ops cache_layer = {

@@ -187,7 +187,7 @@ static void show(struct info *i, const struct object *o)
 	if (o->etag[0] != '\0')
 		i->add(i, "etag", o->etag);
 	if (o->last_modified[0] != '\0')
-		i->add(i, "last modified", o->last_modified);
+		i->add(i, "last_modified", o->last_modified);
 }
 
 static CO_FN void http_info(struct layer *l, struct info *i)
@@ -208,19 +208,6 @@ static CO_FN void http_info(struct layer *l, struct info *i)
 		object_free(o);
 }
 
-static void add_count(void *arg, const char *method, int status, uint64_t n)
-{
-	struct info *i = arg;
-	char key[48], value[32];
-
-	if (status != 0)
-		(void)snprintf(key, sizeof(key), "%s %d", method, status);
-	else
-		(void)snprintf(key, sizeof(key), "%s without an answer", method);
-	(void)snprintf(value, sizeof(value), "%" PRIu64, n);
-	i->add(i, key, value);
-}
-
 static void http_status(struct layer *l, struct info *i)
 {
 	struct object *o = l->self;
@@ -228,7 +215,7 @@ static void http_status(struct layer *l, struct info *i)
 	show(i, o);
 	if (atomic_load_explicit(&o->was_told, memory_order_relaxed))
 		i->add(i, "changed", "yes");
-	http_each_count(o->http, add_count, i);
+	http_show_counts(o->http, i);
 }
 
 #define HTTP_LAYER(scheme, words)                                                              \

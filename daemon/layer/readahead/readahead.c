@@ -482,29 +482,21 @@ static CO_FN int readahead_trim(struct chan *c, struct ext e, unsigned fl)
 
 /* --- Looking at it ---------------------------------------------------------------------------- */
 
-static void add_number(struct info *i, const char *key, uint64_t value)
-{
-	char text[32];
-
-	(void)snprintf(text, sizeof(text), "%" PRIu64, value);
-	i->add(i, key, text);
-}
-
 static void readahead_status(struct layer *l, struct info *i)
 {
 	struct readahead *ra = l->self;
 
 	pthread_mutex_lock(&ra->lock);
-	add_number(i, "hits", ra->hits);
-	add_number(i, "misses", ra->misses);
-	add_number(i, "hit-bytes", ra->hit_bytes);
-	add_number(i, "fetches", ra->fetches);
-	add_number(i, "fetches-failed", ra->failed);
-	add_number(i, "fetched-bytes", ra->fetched_bytes);
-	add_number(i, "wasted-bytes", ra->pieces.wasted);
-	add_number(i, "streams", ra->streams.found);
-	add_number(i, "streams-active", streams_active(&ra->streams, now_ns() - ACTIVE_MS * MS));
-	add_number(i, "memory", ra->pieces.total);
+	info_number(i, "hits", ra->hits);
+	info_number(i, "misses", ra->misses);
+	info_number(i, "hit_bytes", ra->hit_bytes);
+	info_number(i, "fetches", ra->fetches);
+	info_number(i, "fetches_failed", ra->failed);
+	info_number(i, "fetched_bytes", ra->fetched_bytes);
+	info_number(i, "wasted_bytes", ra->pieces.wasted);
+	info_number(i, "streams", ra->streams.found);
+	info_number(i, "streams_active", streams_active(&ra->streams, now_ns() - ACTIVE_MS * MS));
+	info_number(i, "memory", ra->pieces.total);
 	pthread_mutex_unlock(&ra->lock);
 }
 

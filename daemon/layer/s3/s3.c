@@ -43,7 +43,7 @@ static void s3_layer_status(struct layer *l, struct info *i)
 	s3_status(self->s3, i);
 	i->add(i, l->is_keyed ? "prefix" : "object", self->prefix);
 	if (l->is_keyed && !l->want_ro)
-		i->add(i, "conditional puts", l->caps & CAN_PUT_IF ? "yes" : "no");
+		i->add(i, "conditional_puts", l->caps & CAN_PUT_IF ? "yes" : "no");
 }
 
 /* ---- reading ---- */

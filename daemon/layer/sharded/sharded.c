@@ -443,14 +443,6 @@ static int sharded_lend(struct chan *c, struct ext e, struct loan *loan)
 
 /* --- Looking at it ---------------------------------------------------------------------------- */
 
-static void add_number(struct info *i, const char *key, uint64_t value)
-{
-	char text[32];
-
-	(void)snprintf(text, sizeof(text), "%" PRIu64, value);
-	i->add(i, key, text);
-}
-
 static void add_size(struct info *i, const char *key, uint64_t bytes)
 {
 	char size[32], text[80];
@@ -470,14 +462,14 @@ static CO_FN void sharded_info(struct layer *l, struct info *i)
 	if (!s->known.words)
 		return; /* not open */
 	add_size(i, "shard size", UINT64_C(1) << s->shift);
-	add_number(i, "shards", s->known.n);
+	info_number(i, "shards", s->known.n);
 	if (layer_chan_open(l->kids[0], &store))
 		return;
 	if (!sharded_list(l, store, &list, &err)) {
-		add_number(i, "objects", list.blocks_n);
+		info_number(i, "objects", list.blocks_n);
 		add_size(i, "bytes used", list.bytes);
 		if (list.behind_n)
-			add_number(i, "behind the end", list.behind_n);
+			info_number(i, "behind the end", list.behind_n);
 	}
 	layer_chan_close(store);
 }
@@ -487,17 +479,17 @@ static void sharded_status(struct layer *l, struct info *i)
 	const struct sharded *s = l->self;
 	struct shardbuf_view v;
 
-	add_number(i, "shard_size", UINT64_C(1) << s->shift);
-	add_number(i, "shards", s->known.n);
-	add_number(i, "known_shards", shardmap_count(&s->known));
+	info_number(i, "shard_size", UINT64_C(1) << s->shift);
+	info_number(i, "shards", s->known.n);
+	info_number(i, "known_shards", shardmap_count(&s->known));
 	if (!s->buf)
 		return;
 	shardbuf_view(s->buf, &v);
-	add_number(i, "dirty_bytes", v.dirty_bytes);
-	add_number(i, "dirty_shards", v.dirty_shards);
-	add_number(i, "puts_in_flight", v.puts_running);
-	add_number(i, "puts", v.puts_done);
-	add_number(i, "failures", v.failures);
+	info_number(i, "dirty_bytes", v.dirty_bytes);
+	info_number(i, "dirty_shards", v.dirty_shards);
+	info_number(i, "puts_in_flight", v.puts_running);
+	info_number(i, "puts", v.puts_done);
+	info_number(i, "failures", v.failures);
 	if (v.error)
 		i->add(i, "error", err_name(v.error));
 }
