@@ -24,7 +24,8 @@ Faults, with what they take (bytes count from the body's first):
     corrupt_request at          one bit of the request's body
     status code, retry_after    that answer (retry_after None: without the header); the server sees nothing;
                                 body and headers may be given, too
-    length by                   Content-Length of the answer is wrong by `by`, then the connection ends
+    length by                   Content-Length of an answer with a body is wrong by `by`, then the connection ends
+                                (that of a HEAD would be believed: nothing contradicts it)
     lost                        the server has done it, the answer is dropped and the connection reset
     garbage                     something that is not HTTP
     no_ranges                   the Range header is taken out on the way
@@ -421,7 +422,7 @@ class Link:
         line, headers = parse_head(raw)
         code = int(line.split(" ")[1])
         has_body = request.method != "HEAD" and code not in (204, 304)
-        if fault.kind == "length" and "content-length" in headers:
+        if fault.kind == "length" and has_body and "content-length" in headers:
             wrong = max(0, int(headers["content-length"]) + fault.by)
             raw = re.sub(rb"\r\ncontent-length:[^\r]*", b"\r\nContent-Length: %d" % wrong, raw, flags=re.I)
         if fault.kind != "lost":
