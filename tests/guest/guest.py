@@ -11,6 +11,7 @@ others are output of whatever runs:
 	@@ begin FILE SECONDS		FILE must say end within SECONDS
 	@@ ok TEXT / @@ not ok TEXT / @@ skip TEXT # REASON
 	@@ end FILE STATUS SECONDS
+	@@ note TEXT			to be printed, whatever comes of the test
 	@@ dirty TEXT			the kernel is left in a state that only a new boot mends
 	@@ result JSON			a measurement (bench)
 	@@ done STATUS

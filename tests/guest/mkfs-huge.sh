@@ -20,16 +20,17 @@ step() {	# WHAT COMMAND...: run it, say how long it took and what it asked of th
 	before=$(requests)
 	"$@" || return 1
 	sync "$dev" || return 1
-	echo "$what: $(since "$begun") s, $(($(requests) - before)) requests to the store"
+	echo "@@ note $what: $(since "$begun") s, $(($(requests) - before)) requests to the store"
 }
 
-# mkfs_huge SIZE CONN
+# mkfs_huge SIZE CONN [FS-SIZE]: the file system may be smaller than the disk.
 mkfs_huge() {
 	local far='delay[read=50ms,write=50ms,zero=50ms,trim=50ms]'
-	nbdrsd init --force --size "$1" sharded "$2" || return 1
+	nbdrsd init --size "$1" sharded "$2" || return 1
 	serve -e huge "sharded:$far" "$2" || return 1
 	attached huge || return 1
-	step "mkfs.ext4 of $1" mkfs.ext4 -q "$dev" || return 1
+	# shellcheck disable=SC2086 # nothing, or one word
+	step "mkfs.ext4, ${3:-$1}" mkfs.ext4 -q "$dev" ${3:-} || return 1
 	e2fsck -n "$dev" || return 1	# clean: only the superblock and the journal are looked at
 	step "blkdiscard of $1" blkdiscard -f "$dev" || return 1
 	step "blkdiscard of $1, empty" blkdiscard -f "$dev" || return 1
