@@ -8,11 +8,11 @@
 since() { awk -v t=$((${EPOCHREALTIME/./} - $1)) 'BEGIN { printf "%.1f", t / 1e6 }'; }
 requests() {	# of all kinds, to the store
 	nbdrsctl --control $CTL status --json | jq '[.exports[0].layers[] | select(.name == "s3") | .state |
-		to_entries[] | select(.key | startswith("requests ")) | .value | tonumber] | add // 0'
+		to_entries[] | select(.key | test("^[A-Z]+ ")) | .value | tonumber] | add // 0'
 }
 kinds() {
 	nbdrsctl --control $CTL status --json | jq -r '[.exports[0].layers[] | select(.name == "s3") | .state |
-		to_entries[] | select(.key | startswith("requests ")) | "\(.key[9:]): \(.value)"] | join(", ")'
+		to_entries[] | select(.key | test("^[A-Z]+ ")) | "\(.key): \(.value)"] | join(", ")'
 }
 step() {	# WHAT COMMAND...: run it, say how long it took and what it asked of the store
 	local what=$1 begun=${EPOCHREALTIME/./} before

@@ -16,7 +16,7 @@ driver='sharded[size=256Ki]'
 # asked VERB: how many requests of that kind the store has answered.
 asked() {
 	nbdrsctl --control $CTL status --json | jq "[.exports[0].layers[] | select(.name == \"s3\") | .state |
-		to_entries[] | select(.key | startswith(\"requests $1\")) | .value | tonumber] | add // 0"
+		to_entries[] | select(.key | startswith(\"$1 \")) | .value | tonumber] | add // 0"
 }
 objects() {	# shards that are in the store
 	nbdrsctl --control $CTL status --json |
