@@ -35,7 +35,7 @@ def run(*argv, code=0):
         raise Skip(f"{argv[0]} is missing")
     p = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                        timeout=WAIT_S * (4 if SANITIZER else 1), text=True,
-                       errors="backslashreplace")  # nbdinfo quotes what file(1) says of random data
+                       errors="replace")  # nbdinfo quotes what file(1) says of random data
     assert p.returncode == code, f"{' '.join(argv)}: exit status {p.returncode}\n{p.stdout}"
     return p.stdout
 

@@ -391,11 +391,11 @@ static CO_FN int cache_put(struct chan *ch, const struct put *p, struct obj_stat
 	int rc;
 
 	rangelock_lock(&c->ranges, &hold, p->obj->hash, 0, UINT64_MAX, false);
+	/* stat is not cached: who has seen the new object there must not read the old one here. */
+	cache_table_drop_from(c->table, p->obj, 0);
 	rc = ch_put(ch->kids[0], p, st);
 	if (rc == 0)
 		change(c, (struct ext){ p->obj, 0, whole }, p->iov, true);
-	/* The object's last part, and what it does not have any more; or all of it, when nobody knows. */
-	cache_table_drop_from(c->table, p->obj, rc == 0 ? whole >> c->shift : 0);
 	rangelock_unlock(&c->ranges, &hold);
 	return rc;
 }
