@@ -4,6 +4,7 @@
 # The main job: a disk is made, attached, formatted, filled, checked, detached - and what was written
 # is in the file.
 # deadline: 120
+# engines: both
 # takes: 20
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh

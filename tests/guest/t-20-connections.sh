@@ -4,7 +4,6 @@
 # Four connections, used from four processors at once.
 # deadline: 90
 # takes: 32
-# engines: both
 # processors: 4
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh

@@ -5,7 +5,6 @@
 # The 6.1 driver has no WRITE_ZEROES, so zeroing arrives as writes there.
 # deadline: 90
 # takes: 14
-# engines: both
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 
