@@ -40,7 +40,7 @@ DEPS_GUEST := qemu-system-x86 qemu-utils python3 busybox-static kmod udev e2fspr
               mount fdisk procps dmsetup iproute2 jq strace fio zstd xz-utils lz4 nbdkit \
               nbd-server nbd-client
 DEPS_TEST  := libcmocka-dev clang libclang-rt-14-dev python3-clang-14 mandoc libnbd-bin \
-              python3-libnbd git radosgw ceph-mon ceph-osd ceph-common nginx-light
+              python3-libnbd file git radosgw ceph-mon ceph-osd ceph-common nginx-light
 # Only what is compared with, beside what the tests need anyway.
 DEPS_BENCH := s3backer nbdkit nbdkit-plugin-python python3-boto3 qemu-utils nbd-server fio
 DEPS_LINT  := clang-format clang-tidy shellcheck gcovr valgrind
