@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-# suite: timeout=180 s3
+# suite: timeout=180 s3 once
 """Random operations on volumes of objects, each answer compared with a model: see model_test.py.
 
 Small shards, little memory and a store that fails, so that everything happens at once: shards that are put while they

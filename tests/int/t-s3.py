@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-# suite: timeout=180 s3
+# suite: timeout=180 s3 once
 """Volumes on S3: every form of command against RadosGW, keys from everywhere, and what goes wrong there."""
 
 import json

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-# suite: timeout=180 s3
+# suite: timeout=180 s3 once
 """Whole disks on object stores: nbd-rs's format both ways, images through servers that fail, SIGKILL, memory, 16 TiB.
 
 NBDRS_FULL=1: images of 256 MiB, 100 kills. NBDRS_SEED repeats a run's choices, not its timing.
