@@ -10,7 +10,8 @@
  * Consistency. Fetches hold the lock of the granules they fill (shared) until the data is in the
  * table, changes hold it (exclusive) from before the request below until the table has changed as
  * well. So what is in the table is what the layer below would answer, or what it answered before a
- * change that has not been answered yet. `del` takes no lock (of many objects, in any order, locks
+ * change that has not been answered yet; a put drops the old object before it is sent, since stat
+ * is not cached and must not be ahead of reads. `del` takes no lock (of many objects, in any order, locks
  * would wait for each other): it drops what is there afterwards, fetches on their way included.
  *
  * Promises: those of the layer below, for flush, FUA, trim, crash and several writers; a read may
