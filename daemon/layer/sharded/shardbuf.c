@@ -68,6 +68,7 @@ int shardbuf_new(const struct shardbuf_conf *conf, struct shardbuf **out)
 	(void)pthread_mutex_init(&b->lock, NULL);
 	for (unsigned i = 0; i < QUEUES; i++)
 		list_init(&b->queues[i]);
+	co_mutex_init(&b->line);
 	co_wq_init(&b->room);
 	co_wq_init(&b->slots);
 	co_wq_init(&b->keeper);
@@ -100,6 +101,7 @@ uint64_t shardbuf_free(struct shardbuf *b)
 		(void)pthread_mutex_destroy(&b->stripes[i].lock);
 	}
 	assert(b->used == 0);
+	co_mutex_destroy(&b->line);
 	(void)pthread_mutex_destroy(&b->lock);
 	free(b);
 	return lost;
@@ -147,35 +149,53 @@ static bool is_short(const struct shardbuf *b, uint64_t bytes)
 	return b->used + bytes > b->conf.dirty_max || b->gens_n >= SHARD_GENS_MAX;
 }
 
-/* Reserves memory for a write; waits while it is short. */
-static CO_FN int room_take(struct shard_user *u, uint64_t bytes)
+/* Until there is room for `bytes`, or no hope of it. With the queue lock held before and after, not meanwhile. */
+static CO_FN int room_wait(struct shard_user *u, uint64_t bytes)
 {
 	struct shardbuf *b = u->b;
 	bool is_kicked = false;
-	int rc = 0;
 
-	pthread_mutex_lock(&b->lock);
-	while (is_short(b, bytes) && !rc) {
-		if (is_hopeless(b)) {
-			rc = b->error;
-		} else if (!is_kicked) {
+	while (is_short(b, bytes)) {
+		if (is_hopeless(b))
+			return b->error;
+		if (is_kicked) {
+			co_wq_wait(&b->room, &b->lock);
+			is_kicked = false;
+		} else {
 			pthread_mutex_unlock(&b->lock);
 			shard_kick(u);
 			is_kicked = true;
 			pthread_mutex_lock(&b->lock);
-		} else {
-			b->room_waiters++;
-			co_wq_wait(&b->room, &b->lock);
-			b->room_waiters--;
-			is_kicked = false;
 		}
+	}
+	return 0;
+}
+
+/*
+ * Reserves memory for a write. Those who wait stand in line, and only its first looks at every change: small writes,
+ * for which there is room again and again, must not shut out a large one, nor a thousand get in each other's way.
+ */
+static CO_FN int room_take(struct shard_user *u, uint64_t bytes)
+{
+	struct shardbuf *b = u->b;
+	bool is_in_line;
+	int rc = 0;
+
+	pthread_mutex_lock(&b->lock);
+	is_in_line = b->room_waiters || is_short(b, bytes);
+	if (is_in_line) {
+		b->room_waiters++;
+		pthread_mutex_unlock(&b->lock);
+		co_mutex_lock(&b->line);
+		pthread_mutex_lock(&b->lock);
+		rc = room_wait(u, bytes);
+		b->room_waiters--;
 	}
 	if (!rc)
 		b->used += bytes;
-	/* One is woken at a time, and passes it on: a thousand would get in each other's way. */
-	if (b->room_waiters && !is_short(b, bytes))
-		co_wq_wake_one(&b->room);
 	pthread_mutex_unlock(&b->lock);
+	if (is_in_line)
+		co_mutex_unlock(&b->line);
 	return rc;
 }
 

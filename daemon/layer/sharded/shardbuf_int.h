@@ -76,8 +76,9 @@ struct shardbuf {
 	uint64_t used;   /* bytes of memory in generations, and reserved by writers */
 	uint64_t moving; /* of these: in generations that are being put */
 	uint64_t gens_n;
-	unsigned room_waiters;
-	struct co_wq room;
+	unsigned room_waiters; /* in line */
+	struct co_mutex line;  /* of writers who wait for room; taken without the queue lock */
+	struct co_wq room;     /* where its first waits */
 	unsigned puts_running; /* slots taken */
 	struct co_wq slots;
 	unsigned workers;

@@ -104,20 +104,27 @@ static struct shard *due_shard(struct shardbuf *b)
 
 /* --- Slots ------------------------------------------------------------------------------------ */
 
+/*
+ * A slot that is given while others wait passes to the first of them and never becomes free: workers take the next
+ * one at once, and a flush that had to compete with them would wait for as long as there is work.
+ */
 void shard_slot_take(struct shardbuf *b)
 {
 	pthread_mutex_lock(&b->lock);
-	while (b->puts_running >= b->puts)
-		co_wq_wait(&b->slots, &b->lock);
-	b->puts_running++;
+	if (b->puts_running < b->puts)
+		b->puts_running++;
+	else
+		co_wq_wait(&b->slots, &b->lock); /* woken: it is ours */
 	pthread_mutex_unlock(&b->lock);
 }
 
 void shard_slot_give(struct shardbuf *b)
 {
 	pthread_mutex_lock(&b->lock);
-	b->puts_running--;
-	co_wq_wake_one(&b->slots);
+	if (list_empty(&b->slots.waiters))
+		b->puts_running--;
+	else
+		co_wq_wake_one(&b->slots);
 	pthread_mutex_unlock(&b->lock);
 }
 
