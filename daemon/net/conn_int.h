@@ -141,6 +141,8 @@ void request_uncharge(struct request *r);
 
 /* request.c */
 struct request *request_new(struct conn *c, const struct nbd_request *nbd);
+/* Gives back the payload's memory: a write's reply needs none of it. The account stays until the reply left. */
+void request_drop_payload(struct request *r);
 /* Gives back all memory and the account; the request was answered, or never will be. */
 void request_free(struct request *r);
 /* Serves it: the reply is queued at once or later. Takes r. */

@@ -22,6 +22,7 @@ enum {
 	RX_BEHIND = 64 * 1024, /* received behind a payload that goes into its own buffer */
 	RX_LEAST = 16 * 1024,  /* a receive into less room than this is not worth its system call */
 	RX_TURNS = 8,	       /* receives in a row before others have theirs */
+	RX_ANSWER = 256 * 1024, /* received bytes after which answers leave: large writes come while others are done */
 };
 
 static _Atomic uint64_t daemon_bytes; /* payload in flight, all connections */
@@ -327,6 +328,7 @@ static void stream_ended(struct conn *c, int rc)
 /* Receives and parses until the socket is empty, others should have a turn, a limit is reached, or the stream ends. */
 static bool receive_all(struct conn *c)
 {
+	size_t unanswered = 0;
 	bool any = false;
 
 	/* A client that sends as fast as we serve gets its turns, no more. */
@@ -352,6 +354,11 @@ static bool receive_all(struct conn *c)
 		parse(c);
 		if ((size_t)n < asked)
 			return true; /* the socket was empty */
+		unanswered += (size_t)n;
+		if (unanswered >= RX_ANSWER) {
+			reply_flush(c);
+			unanswered = 0;
+		}
 	}
 	return any;
 }

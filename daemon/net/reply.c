@@ -186,6 +186,9 @@ static void enqueue(struct request *r)
 
 void reply_queue(struct request *r)
 {
+	/* Now, not when the reply left: the next receive then finds its buffer free, and warm. */
+	if (r->nbd.type == NBD_CMD_WRITE)
+		request_drop_payload(r);
 	build(r);
 	enqueue(r);
 }

@@ -53,16 +53,23 @@ struct request *request_new(struct conn *c, const struct nbd_request *nbd)
 	return r;
 }
 
+void request_drop_payload(struct request *r)
+{
+	if (r->data != NULL)
+		buf_put(r->data, r->data_len);
+	if (r->rx != NULL)
+		rxbuf_put(r->conn, r->rx);
+	r->data = NULL;
+	r->rx = NULL;
+}
+
 void request_free(struct request *r)
 {
 	struct conn_set *set = conn_set_self();
 	struct conn *c = r->conn;
 
 	loan_return(&r->loan);
-	if (r->data != NULL)
-		buf_put(r->data, r->data_len);
-	if (r->rx != NULL)
-		rxbuf_put(c, r->rx);
+	request_drop_payload(r);
 	free(r->more);
 	free(r->more_heads);
 	request_uncharge(r);
