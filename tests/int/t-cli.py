@@ -187,11 +187,10 @@ def odd_sizes_are_noted():
     assert os.path.getsize(path) == 1000
 
 
-def destroy_on_a_terminal(path, answer):
+def destroy_on_a_terminal(driver, conn, answer):
     """(exit code, what was on the terminal)."""
     master, slave = pty.openpty()
-    p = subprocess.Popen([NBDRSD, "destroy", "raw", "file:" + path], stdin=slave, stdout=slave,
-                         stderr=slave)
+    p = subprocess.Popen([NBDRSD, "destroy", driver, conn], stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     seen = b""
     while b"yes: " not in seen:
@@ -210,10 +209,23 @@ def destroy_on_a_terminal(path, answer):
 def destroy_asks_on_a_terminal():
     path = image()
     for answer in (b"no\n", b"\n", b"y\n", b"\x04", b"yes please, all of it, and quick\n"):
-        code, seen = destroy_on_a_terminal(path, answer)
+        code, seen = destroy_on_a_terminal("raw", "file:" + path, answer)
         assert code == 1 and "nothing was removed" in seen and os.path.exists(path), (answer, code, seen)
-    code, seen = destroy_on_a_terminal(path, b"yes\n")
+    code, seen = destroy_on_a_terminal("raw", "file:" + path, b"yes\n")
     assert code == 0 and path in seen and not os.path.exists(path), (code, seen)
+
+
+@suite.case
+def a_terminal_shows_progress():
+    folder = os.path.join(temp_dir(), "volume")
+    run("init", "--size=1Gi", "sharded", f"file:{folder}/")
+    for i in range(7):
+        with open(f"{folder}/block-{i}", "wb") as f:
+            f.write(b"x")
+    code, seen = destroy_on_a_terminal("sharded", f"file:{folder}/", b"yes\n")
+    # Drawn on one line, and gone at the end.
+    assert code == 0 and re.search("\r\x1b\\[Kdeleting objects 7 of 7\r\x1b\\[K", seen), (code, seen)
+    assert not os.path.exists(folder)
 
 
 @suite.case
