@@ -197,6 +197,62 @@ static void test_while_putting(void **state)
 		    while_putting);
 }
 
+/* --- Taking turns ----------------------------------------------------------------------------- */
+
+enum { ENOUGH = 500 };
+
+/* Writes to shard 0 until it is told to stop, each write followed by a put: there is hardly a moment without one. */
+struct stubborn {
+	struct run *r;
+	bool stop;
+	unsigned written;
+	int rc;
+};
+
+static CO_FN void write_stubbornly(void *arg)
+{
+	struct stubborn *w = arg;
+	struct chan *c = run_chan(w->r);
+	uint8_t buf[512];
+	struct iovec v;
+	struct iov iov = iov_one(&v, buf, sizeof(buf));
+
+	memset(buf, 'w', sizeof(buf));
+	for (; c && !w->stop && !w->rc && w->written < ENOUGH; w->written++)
+		w->rc = ch_write(c, shard_at(512, sizeof(buf)), &iov, IO_FUA);
+}
+
+/* A trim gets its turn between writes to the same shard, and holds nobody up for ever itself. */
+static CO_FN int trim_has_its_turn(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+	struct stubborn w[2] = { { .r = r }, { .r = r } };
+	struct co_group g = CO_GROUP_INIT;
+
+	if (!c)
+		return -1;
+	co_group_spawn(&g, write_stubbornly, &w[0]);
+	co_group_spawn(&g, write_stubbornly, &w[1]);
+	for (unsigned i = 0; i < 3; i++) {
+		unsigned before = w[0].written + w[1].written, n;
+
+		EXPECT(r, ch_trim(c, shard_at(0, 64 * KI), 0) == 0, "trim");
+		n = w[0].written + w[1].written - before;
+		EXPECT(r, n < 10, "a trim waited for %u writes", n);
+	}
+	w[0].stop = w[1].stop = true;
+	co_group_wait(&g);
+	EXPECT(r, w[0].rc == 0 && w[1].rc == 0, "write: %s", err_name(w[0].rc ? w[0].rc : w[1].rc));
+	return 0;
+}
+
+static void test_turns(void **state)
+{
+	shard_check("sharded[size=64Ki]:delay[write=1ms]:mem[partial=off]", 256 * KI,
+		    trim_has_its_turn);
+}
+
 /* --- Memory ----------------------------------------------------------------------------------- */
 
 enum { CROWD = 200 };
@@ -300,6 +356,7 @@ int main(int argc, char **argv)
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_under_load),
 		cmocka_unit_test(test_while_putting),
+		cmocka_unit_test(test_turns),
 		cmocka_unit_test(test_memory),
 	};
 	int failed;

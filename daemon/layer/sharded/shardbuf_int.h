@@ -43,6 +43,7 @@ struct shard {
 	unsigned refs;       /* of those who wait for it or work on it */
 	bool in_store;       /* the object may exist */
 	bool is_busy;        /* somebody puts or deletes the object: nobody else may */
+	unsigned droppers;   /* who wait to delete it: no put begins before they had their turn */
 	bool is_dropping;    /* it is being deleted as a whole: reads as zeroes below `dirty` */
 	struct gen *dirty;   /* takes writes */
 	struct gen *putting; /* on its way; older than dirty */
@@ -108,6 +109,11 @@ void shard_unmap(const struct shardbuf *b, uint8_t *data);
 /* --- The table; with the stripe's lock held --- */
 
 struct shard *shard_find(struct stripe *st, uint64_t n);
+/* Nobody may put or delete its object now. */
+static inline bool shard_is_taken(const struct shard *s)
+{
+	return s->is_busy || s->droppers;
+}
 /* Finds or adds; NULL = no memory. Ends with shard_release(). */
 struct shard *shard_get(struct shardbuf *b, struct stripe *st, uint64_t n);
 /* Frees it when nothing is left to do for it. */

@@ -34,7 +34,7 @@ static CO_FN int save(struct shard_user *u, uint64_t n, uint64_t seq)
 	while (s->done < seq && !rc) {
 		if (s->failed > before) {
 			rc = s->error ? s->error : -EIO;
-		} else if (s->is_busy) {
+		} else if (shard_is_taken(s)) {
 			co_wq_wait(&s->wq, &st->lock);
 		} else {
 			assert(s->dirty);
@@ -42,7 +42,7 @@ static CO_FN int save(struct shard_user *u, uint64_t n, uint64_t seq)
 			shard_slot_take(b);
 			pthread_mutex_lock(&st->lock);
 			/* Waiting for the slot took its time. */
-			if (s->done < seq && s->failed <= before && !s->is_busy)
+			if (s->done < seq && s->failed <= before && !shard_is_taken(s))
 				shard_put(u, st, s);
 			pthread_mutex_unlock(&st->lock);
 			shard_slot_give(b);
@@ -170,9 +170,17 @@ static CO_FN int drop_begin(struct drops *d, uint64_t n)
 		return -ENOMEM;
 	}
 	s->refs++;
-	/* Others delete in ascending order too, so nobody waits in a circle. */
-	while (s->is_busy)
-		co_wq_wait(&s->wq, &st->lock);
+	/*
+	 * Others delete in ascending order too, so nobody waits in a circle. Who writes to the shard and flushes, over
+	 * and over, would put it again each time before we get to run: that is what `droppers` is for.
+	 */
+	if (shard_is_taken(s)) {
+		s->droppers++;
+		do
+			co_wq_wait(&s->wq, &st->lock);
+		while (s->is_busy);
+		s->droppers--;
+	}
 	s->is_busy = s->is_dropping = true;
 	shard_dequeue(b, s);
 	gen_free(b, s->dirty);

@@ -375,7 +375,7 @@ static CO_FN void put_one(struct shard_user *u, uint64_t n)
 	shard_slot_take(b);
 	pthread_mutex_lock(&st->lock);
 	s = shard_find(st, n);
-	if (s && s->dirty && !s->is_busy)
+	if (s && s->dirty && !shard_is_taken(s))
 		shard_put(u, st, s);
 	if (s)
 		shard_release(b, st, s);
