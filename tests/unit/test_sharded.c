@@ -59,7 +59,7 @@ static CO_FN int full_writes(void *arg)
 	/* The disk ends within the third shard; what lies behind needs no fetching either. */
 	EXPECT(r, a.ops[CH_PUT] == 3 && a.ops[CH_READ] == 0, "%" PRIu64 " puts, %" PRIu64 " reads",
 	       a.ops[CH_PUT], a.ops[CH_READ]);
-	EXPECT(r, shard_object_size(r, 2) == SHARD, "the last shard has %" PRIi64 " bytes",
+	EXPECT(r, shard_object_size(r, 2) == MI + BLOCK, "the last shard has %" PRIi64 " bytes",
 	       shard_object_size(r, 2));
 	return shard_check_image(r, SHARD);
 }
@@ -192,6 +192,102 @@ static CO_FN int zero_shards(void *arg)
 	EXPECT(r, shard_flush(r) == 0, "flush");
 	EXPECT(r, shard_object_size(r, 2) == -ENOENT, "2 is there");
 	return shard_check_image(r, SHARD) ? -1 : run_check_all(r);
+}
+
+static CO_FN int expect_size(struct run *r, uint64_t n, int64_t size)
+{
+	int64_t is = shard_object_size(r, n);
+
+	EXPECT(r, is == size, "block-%" PRIu64 " has %" PRIi64 " bytes, not %" PRIi64, n, is, size);
+	return 0;
+}
+
+/* What reaches the store: objects end with their last page that is not zero, by whatever way it came to be the last. */
+static CO_FN int short_objects(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+	struct shard_asked before = shard_asked(r), a;
+
+	if (!c || shard_fill(r, 0, BLOCK, 'a') || shard_fill(r, SHARD + 100 * KI + 512, 512, 'b') ||
+	    shard_fill(r, 2 * SHARD, SHARD / 2, 'c') ||
+	    shard_fill(r, 2 * SHARD + SHARD / 2, SHARD / 2, 0))
+		return -1;
+	EXPECT(r, ch_zero(c, shard_at(BLOCK, SHARD - BLOCK), IO_PUNCH) == 0, "zero");
+	EXPECT(r, shard_flush(r) == 0, "flush");
+	a = shard_asked_since(r, &before);
+	EXPECT(r, a.ops[CH_PUT] == 3 && a.ops[CH_READ] == 0, "%" PRIu64 " puts, %" PRIu64 " reads",
+	       a.ops[CH_PUT], a.ops[CH_READ]);
+	EXPECT(r, a.bytes[CH_PUT] == BLOCK + 104 * KI + SHARD / 2, "%" PRIu64 " bytes",
+	       a.bytes[CH_PUT]);
+	if (expect_size(r, 0, BLOCK) || expect_size(r, 1, 104 * KI) || expect_size(r, 2, SHARD / 2))
+		return -1;
+	return shard_check_image(r, SHARD) ? -1 : run_check_all(r);
+}
+
+/* Behind the end of what we put there is nothing to read, whether for a client or to complete a put. */
+static CO_FN int behind_the_end(void *arg)
+{
+	struct run *r = arg;
+	struct shard_asked before, a;
+
+	if (shard_fill(r, 0, BLOCK, 'a') || shard_flush(r))
+		return -1;
+	before = shard_asked(r);
+	if (run_check(r, 64 * KI, SHARD - 64 * KI, 1))
+		return -1;
+	a = shard_asked_since(r, &before);
+	EXPECT(r, a.ops[CH_READ] == 0, "%" PRIu64 " reads of nothing", a.ops[CH_READ]);
+
+	/* Longer: what is in front is fetched, by one request. */
+	if (shard_fill(r, MI, BLOCK, 'b') || run_check(r, 0, SHARD, 1))
+		return -1;
+	before = shard_asked(r);
+	EXPECT(r, shard_flush(r) == 0, "flush");
+	a = shard_asked_since(r, &before);
+	EXPECT(r, a.ops[CH_PUT] == 1 && a.ops[CH_READ] == 1, "%" PRIu64 " puts, %" PRIu64 " reads",
+	       a.ops[CH_PUT], a.ops[CH_READ]);
+	EXPECT(r, a.bytes[CH_READ] <= 16 * KI && a.bytes[CH_PUT] == MI + BLOCK,
+	       "%" PRIu64 " bytes read, %" PRIu64 " put", a.bytes[CH_READ], a.bytes[CH_PUT]);
+	if (run_check_all(r))
+		return -1;
+
+	/* All that the object has is overwritten: nothing is fetched, though most of the shard is not in memory. */
+	before = shard_asked(r);
+	if (shard_fill(r, 0, MI + 64 * KI, 'c'))
+		return -1;
+	EXPECT(r, shard_flush(r) == 0, "flush");
+	a = shard_asked_since(r, &before);
+	EXPECT(r, a.ops[CH_PUT] == 1 && a.ops[CH_READ] == 0, "%" PRIu64 " puts, %" PRIu64 " reads",
+	       a.ops[CH_PUT], a.ops[CH_READ]);
+
+	/* Shorter again, and gone. */
+	if (shard_fill(r, BLOCK, MI + 60 * KI, 0) || shard_flush(r) || expect_size(r, 0, BLOCK) ||
+	    shard_check_image(r, SHARD) || run_check_all(r) || shard_fill(r, 0, BLOCK, 0) ||
+	    shard_flush(r) || expect_size(r, 0, -ENOENT))
+		return -1;
+	return shard_check_image(r, SHARD) ? -1 : run_check_all(r);
+}
+
+/* Of objects that were there at the start nothing is taken for granted, whatever their length. */
+static CO_FN int found_objects(void *arg)
+{
+	struct run *r = arg;
+
+	if (shard_fill(r, 100, BLOCK, 'a') || shard_fill(r, 2 * SHARD - 512, 512, 'b') ||
+	    shard_flush(r) || run_shut(r) || run_reopen(r, false) || run_check_all(r))
+		return -1;
+	if (shard_fill(r, MI, 512, 'c') || shard_fill(r, SHARD, 512, 'd') || shard_flush(r) ||
+	    expect_size(r, 0, MI + BLOCK) || expect_size(r, 1, SHARD))
+		return -1;
+	return shard_check_image(r, SHARD) ? -1 : run_check_all(r);
+}
+
+static void test_short_objects(void **state)
+{
+	shard_check("sharded:mem[partial=off]", 12 * MI, short_objects);
+	shard_check("sharded:mem[partial=off]", 8 * MI, behind_the_end);
+	shard_check("sharded:mem[partial=off]", 8 * MI, found_objects);
 }
 
 static void test_requests(void **state)
@@ -430,9 +526,8 @@ static void test_fetch_fails(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_requests),
-		cmocka_unit_test(test_when),
-		cmocka_unit_test(test_failures),
+		cmocka_unit_test(test_requests),    cmocka_unit_test(test_short_objects),
+		cmocka_unit_test(test_when),        cmocka_unit_test(test_failures),
 		cmocka_unit_test(test_fetch_fails),
 	};
 	int failed;

@@ -343,8 +343,41 @@ static CO_FN int stalled(void *arg)
 	return shard_check_image(r, SHARD);
 }
 
+/*
+ * More shards are to be completed than there may be copies of: puts wait for each other, and all end. In the store
+ * are PARTS shards of a MiB.
+ */
+enum { PARTS = 40 };
+
+static CO_FN int copies(void *arg)
+{
+	struct run *r = arg;
+	struct fiber f = { .r = r, .rc = 1 };
+	struct co_group g = CO_GROUP_INIT;
+	uint64_t before, most = 0;
+
+	if (shard_fill(r, 0, (uint64_t)PARTS * MI, 'a') || shard_flush(r))
+		return -1;
+	for (uint64_t i = 0; i < PARTS; i++)
+		if (shard_fill(r, i * MI + 4096, 512, 'b'))
+			return -1;
+	before = resident();
+	co_group_spawn(&g, flush_fiber, &f);
+	while (f.rc == 1) {
+		co_sleep(200000);
+		most = MAX(most, resident());
+	}
+	co_group_wait(&g);
+	EXPECT(r, f.rc == 0, "flush: %s", err_name(f.rc));
+	EXPECT(r, most - MIN(most, before) < 16 * MI, "%" PRIu64 " MiB",
+	       (most - MIN(most, before)) / MI);
+	return shard_check_image(r, MI);
+}
+
 static void test_memory(void **state)
 {
+	shard_check("sharded[size=1Mi,dirty=8Mi]:delay[write=3ms]:mem[partial=off]", PARTS * MI,
+		    copies);
 	shard_check("sharded[dirty=32Mi]:delay[write=200ms]:mem[partial=off]", 64 * MI, stalled);
 	shard_check("sharded[size=64Ki,dirty=1Mi]:delay[write=200us]:mem[partial=off]", 32 * MI,
 		    limited);

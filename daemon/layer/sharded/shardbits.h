@@ -66,6 +66,22 @@ static inline uint64_t bits_find(const uint64_t *words, uint64_t from, uint64_t 
 	return end;
 }
 
+/* One more than the last bit of [0, end) that is set; 0 when there is none. */
+static inline uint64_t bits_end(const uint64_t *words, uint64_t end)
+{
+	uint64_t next;
+
+	for (uint64_t from; end; end = from) {
+		uint64_t hit;
+
+		from = (end - 1) / BITS_WORD * BITS_WORD;
+		hit = words[from / BITS_WORD] & bits_span(from, end, &next);
+		if (hit)
+			return from + BITS_WORD - (unsigned)__builtin_clzll(hit);
+	}
+	return 0;
+}
+
 /* --- Atomic ------------------------------------------------------------------------------------- */
 
 /* `n` bits in words that whoever made it frees. */

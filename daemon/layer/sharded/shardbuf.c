@@ -24,8 +24,12 @@
  * `done` has reached it, so a stream of later writes does not hold it up.
  *
  * Memory: pages of generations are counted when first touched; writers reserve before they write and wait at the
- * limit. A put that has to complete a shard from the store takes a copy of one shard, beyond the limit, so there
- * are at most dirty_max/2 bytes of these (see `puts`).
+ * limit. A put that has to complete a shard from the store takes a copy of it, beyond the limit: what is on its way
+ * is dirty_max/2 bytes at most, or one put.
+ *
+ * Objects end with their last page that is not zero. Where each one ends is known since this daemon put it: `end` of
+ * an entry, `ends` where there is none. Both may only be wrong in one direction, too far. What a listing says of sizes
+ * is not used: of a store that is late with it, data would read as zeroes.
  *
  * Errors: data whose put failed stays dirty. It is tried again by each flush, which reports the error if that
  * fails too, and from time to time in the background.
@@ -44,21 +48,24 @@
 
 /* What a generation takes besides its data: bitmaps, its entry, a page table of its own. */
 enum { GEN_COST = 16 * 1024 };
+enum { HOPELESS = 16 };
 
 /* --- Life ------------------------------------------------------------------------------------- */
 
 int shardbuf_new(const struct shardbuf_conf *conf, struct shardbuf **out)
 {
 	struct shardbuf *b = calloc(1, sizeof(*b));
-	uint64_t copies;
 
 	if (!b)
 		return -ENOMEM;
+	b->ends = calloc(conf->known->n, sizeof(*b->ends));
+	if (!b->ends) {
+		free(b);
+		return -ENOMEM;
+	}
 	b->conf = *conf;
 	b->grains = conf->shard_size / SHARD_GRAIN;
 	b->pages = conf->shard_size / MEM_PAGE;
-	copies = MAX(conf->dirty_max / 2 / conf->shard_size, 1U);
-	b->puts = (unsigned)MIN(copies, conf->puts);
 	for (unsigned i = 0; i < STRIPES; i++) {
 		(void)pthread_mutex_init(&b->stripes[i].lock,
 					 NULL); /* can't fail for a default one */
@@ -69,6 +76,8 @@ int shardbuf_new(const struct shardbuf_conf *conf, struct shardbuf **out)
 	for (unsigned i = 0; i < QUEUES; i++)
 		list_init(&b->queues[i]);
 	co_mutex_init(&b->line);
+	co_mutex_init(&b->flying_line);
+	co_wq_init(&b->landed);
 	co_wq_init(&b->room);
 	co_wq_init(&b->slots);
 	co_wq_init(&b->keeper);
@@ -100,9 +109,11 @@ uint64_t shardbuf_free(struct shardbuf *b)
 				lost += shard_abandon(b, s);
 		(void)pthread_mutex_destroy(&b->stripes[i].lock);
 	}
-	assert(b->used == 0);
+	assert(b->used == 0 && b->flying == 0);
 	co_mutex_destroy(&b->line);
+	co_mutex_destroy(&b->flying_line);
 	(void)pthread_mutex_destroy(&b->lock);
+	free(b->ends);
 	free(b);
 	return lost;
 }
@@ -138,10 +149,10 @@ void shard_obj(struct obj *o, uint64_t n)
 
 /* --- Room ------------------------------------------------------------------------------------- */
 
-/* Waiting is in vain when as many puts as there may be have failed in a row. */
+/* Waiting is in vain when so many puts have failed in a row. */
 static bool is_hopeless(const struct shardbuf *b)
 {
-	return b->failed_in_row >= b->puts;
+	return b->failed_in_row >= MIN(b->conf.puts, (unsigned)HOPELESS);
 }
 
 static bool is_short(const struct shardbuf *b, uint64_t bytes)
@@ -393,6 +404,21 @@ struct shard *shard_find(struct stripe *st, uint64_t n)
 	return NULL;
 }
 
+uint64_t shard_end(const struct shardbuf *b, uint64_t n)
+{
+	const uint64_t step = b->conf.shard_size / END_STEPS;
+
+	return b->ends[n] ? b->ends[n] * step : b->conf.shard_size;
+}
+
+static void note_end(struct shardbuf *b, const struct shard *s)
+{
+	const uint64_t step = b->conf.shard_size / END_STEPS;
+	const uint64_t steps = (s->end + step - 1) / step;
+
+	b->ends[s->n] = steps < END_STEPS ? (uint8_t)steps : 0;
+}
+
 struct shard *shard_get(struct shardbuf *b, struct stripe *st, uint64_t n)
 {
 	struct shard *s = shard_find(st, n);
@@ -403,7 +429,7 @@ struct shard *shard_get(struct shardbuf *b, struct stripe *st, uint64_t n)
 	if (!s)
 		return NULL;
 	s->n = n;
-	s->in_store = shardmap_test(b->conf.known, n);
+	s->end = shardmap_test(b->conf.known, n) ? shard_end(b, n) : 0;
 	s->newest = s->done = atomic_load(&b->seq);
 	co_wq_init(&s->wq);
 	list_init(&s->node);
@@ -417,7 +443,8 @@ void shard_release(struct shardbuf *b, struct stripe *st, struct shard *s)
 {
 	if (s->dirty || s->is_busy || s->refs)
 		return;
-	if (!s->in_store)
+	note_end(b, s);
+	if (!s->end)
 		shardmap_clear(b->conf.known, s->n);
 	list_del(&s->chain);
 	free(s);

@@ -22,7 +22,7 @@ struct shardbuf_conf {
 	uint64_t disk_size;  /* bytes */
 	uint64_t dirty_max;  /* bytes of memory for unsaved data; writers wait at the limit */
 	uint64_t age_ns;     /* unsaved data is put after so long */
-	unsigned puts;       /* at most so many puts in flight */
+	unsigned puts;       /* at most so many puts in flight, and half of dirty_max in bytes */
 	/*
 	 * Borrowed. Bit n: block-n may be in the store, or is in the buffers. Set before either,
 	 * cleared when neither is the case; a clear bit means zeroes.

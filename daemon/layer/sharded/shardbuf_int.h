@@ -19,6 +19,9 @@ enum { PIECE = 64 * 1024 };
 /* Memory is counted in these. */
 enum { MEM_PAGE = 4096 };
 
+/* Where objects end is remembered in so many steps of a shard. */
+enum { END_STEPS = 256 };
+
 /* Generations there may be: the kernel allows a process 65530 mappings. */
 enum { SHARD_GENS_MAX = 16384 };
 
@@ -41,7 +44,7 @@ struct shard {
 	struct list chain; /* in its bucket */
 	uint64_t n;
 	unsigned refs;       /* of those who wait for it or work on it */
-	bool in_store;       /* the object may exist */
+	uint64_t end;        /* the object ends here, or before, bytes; 0 = there is none */
 	bool is_busy;        /* somebody puts or deletes the object: nobody else may */
 	unsigned droppers;   /* who wait to delete it: no put begins before they had their turn */
 	bool is_dropping;    /* it is being deleted as a whole: reads as zeroes below `dirty` */
@@ -67,8 +70,12 @@ struct stripe {
 struct shardbuf {
 	struct shardbuf_conf conf;
 	uint64_t grains, pages; /* of a shard */
-	unsigned puts;          /* conf.puts, fewer when shards are large */
-	_Atomic uint64_t seq;   /* of the last generation */
+	/*
+	 * Of each shard that has no entry: where its object ends, or beyond, in END_STEPS of a shard; 0 = nobody
+	 * knows. Under the stripe's lock.
+	 */
+	uint8_t *ends;
+	_Atomic uint64_t seq; /* of the last generation */
 	_Atomic uint64_t shards_n;
 	struct stripe stripes[STRIPES];
 
@@ -82,6 +89,9 @@ struct shardbuf {
 	struct co_wq room;     /* where its first waits */
 	unsigned puts_running; /* slots taken */
 	struct co_wq slots;
+	uint64_t flying;             /* bytes in puts on their way */
+	struct co_mutex flying_line; /* of puts that wait for their turn; as `line` */
+	struct co_wq landed;         /* where its first waits */
 	unsigned workers;
 	struct shard_user *keeper_of; /* whose channel the keeper uses; NULL = there is none */
 	uint64_t keeper_until;        /* it sleeps until then; 0 = it does not sleep */
@@ -109,6 +119,8 @@ void shard_unmap(const struct shardbuf *b, uint8_t *data);
 /* --- The table; with the stripe's lock held --- */
 
 struct shard *shard_find(struct stripe *st, uint64_t n);
+/* Where the object of shard n, which has no entry, ends at most, bytes; the whole shard when nobody knows. */
+uint64_t shard_end(const struct shardbuf *b, uint64_t n);
 /* Nobody may put or delete its object now. */
 static inline bool shard_is_taken(const struct shard *s)
 {
@@ -136,9 +148,15 @@ void shard_kick(struct shard_user *u);
 
 /* --- The way to the store --- */
 
-/* One of b->puts slots; waits for one. */
+/* One of conf.puts slots; waits for one. */
 CO_FN void shard_slot_take(struct shardbuf *b);
 void shard_slot_give(struct shardbuf *b);
+/*
+ * Brings shard n as `g`, which nobody changes, has it into the store, whose object ends at `old_end` (0 = there is
+ * none). *end becomes where it may end from then on, also on error.
+ */
+CO_FN int shard_store(struct shard_user *u, uint64_t n, struct gen *g, uint64_t old_end,
+		      uint64_t *end);
 /* Puts the dirty generation of `s`, which is not busy. The stripe's lock is held before and after, not meanwhile. */
 CO_FN void shard_put(struct shard_user *u, struct stripe *st, struct shard *s);
 /* Notes how a put or delete of shard n went, for the log and for those who wait for memory. */

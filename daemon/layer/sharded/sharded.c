@@ -4,7 +4,8 @@
  *
  *	size		bytes of the disk, decimal
  *	shard-size	bytes of a shard, decimal; absent: 4 MiB
- *	block-N		shard N, from 0; absent: zeroes; short: zeroes behind its end
+ *	block-N		shard N, from 0; absent: zeroes; short: zeroes behind its end. Where whole objects are put
+ *			they end with their last page that is not zero
  *
  * Without `shard-size` this is nbd-rs's format, and volumes of 4 MiB shards are written without it. Other objects
  * are not touched.
@@ -62,10 +63,10 @@ static const struct opt options[] = {
 	{ .name = "puts",
 	  .type = OPT_UINT,
 	  .field = offsetof(struct sharded, puts),
-	  .def = "16",
+	  .def = "48", /* leaves room for reads: s3 has 64 connections */
 	  .min = 1,
 	  .max = 256,
-	  .help = "shards on their way to the store at a time" },
+	  .help = "shards on their way to the store at a time, of half of dirty in all" },
 	{ .name = "age",
 	  .type = OPT_TIME_NS,
 	  .field = offsetof(struct sharded, age_ns),

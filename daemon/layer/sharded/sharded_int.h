@@ -11,7 +11,7 @@
 
 enum { SHARD_SIZE_DEFAULT = 4 << 20, SHARD_SIZE_MIN = 4096, SHARD_SIZE_MAX = 64 << 20 };
 
-/* Bits of the map of known shards: 32 MiB of memory. */
+/* Bits of the map of known shards: 32 MiB of memory; and, buffered, a byte for the end of each that was put. */
 #define SHARDS_MAX (UINT64_C(1) << 28)
 
 struct sharded {

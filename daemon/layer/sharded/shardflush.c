@@ -132,7 +132,7 @@ int shardbuf_flush(struct shard_user *u)
 		return 0;
 	f.rc = collect(&f);
 	if (!f.rc) {
-		for (size_t i = 1; i < MIN(f.n, u->b->puts); i++)
+		for (size_t i = 1; i < MIN(f.n, (size_t)u->b->conf.puts); i++)
 			co_group_spawn(&g, save_next, &f);
 		save_next(&f);
 		co_group_wait(&g);
@@ -186,7 +186,7 @@ static CO_FN int drop_begin(struct drops *d, uint64_t n)
 	gen_free(b, s->dirty);
 	s->dirty = NULL;
 	d->v[d->n++] = (struct drop){ s, s->newest };
-	if (s->in_store)
+	if (s->end)
 		shard_obj(&d->objs[d->objs_n++], n);
 	pthread_mutex_unlock(&st->lock);
 	return 0;
@@ -203,7 +203,7 @@ static CO_FN void drop_end(struct drops *d, const struct drop *one, int rc)
 	s->is_busy = s->is_dropping = false;
 	s->refs--;
 	if (!rc) {
-		s->in_store = false;
+		s->end = 0;
 		s->done = one->seq;
 		s->error = 0;
 	} else {

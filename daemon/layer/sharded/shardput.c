@@ -24,13 +24,6 @@
 #define RETRY_NS   UINT64_C(5000000000)
 #define OVERDUE_NS UINT64_C(100000000)
 
-/* Looked at at a stretch before others have their turn. */
-enum { TURN_LEN = 256 * 1024 };
-/* Up to so many ranges are fetched one by one to complete a shard; more of them in one. */
-enum { RANGES_MAX = 4 };
-/* Of a shard no larger than this all of them are one: a request costs more than so many bytes do. */
-enum { ONE_GET_MAX = 256 * 1024 };
-
 /* --- Queues ----------------------------------------------------------------------------------- */
 
 /* With the queue lock held. */
@@ -111,7 +104,7 @@ static struct shard *due_shard(struct shardbuf *b)
 void shard_slot_take(struct shardbuf *b)
 {
 	pthread_mutex_lock(&b->lock);
-	if (b->puts_running < b->puts)
+	if (b->puts_running < b->conf.puts)
 		b->puts_running++;
 	else
 		co_wq_wait(&b->slots, &b->lock); /* woken: it is ours */
@@ -129,153 +122,6 @@ void shard_slot_give(struct shardbuf *b)
 }
 
 /* --- One put ---------------------------------------------------------------------------------- */
-
-static CO_FN bool is_zero(const uint8_t *data, uint64_t len)
-{
-	for (uint64_t at = 0; at < len; at += TURN_LEN) {
-		struct iovec v = { (void *)(uintptr_t)(data + at),
-				   MIN(len - at, (uint64_t)TURN_LEN) };
-		struct iov iov = { &v, 1, v.iov_len };
-
-		if (!iov_is_zero(&iov))
-			return false;
-		co_yield();
-	}
-	return true;
-}
-
-static CO_FN bool gen_is_zero(struct shardbuf *b, struct gen *g)
-{
-	const uint64_t *touched = gen_touched(b, g);
-	uint64_t at = 0, from;
-
-	while ((from = bits_find(touched, at, b->pages, true)) < b->pages) {
-		at = bits_find(touched, from, b->pages, false);
-		if (!is_zero(g->data + from * MEM_PAGE, (at - from) * MEM_PAGE))
-			return false;
-	}
-	return true;
-}
-
-/* A range of shard n that is fetched into `base`, memory for the whole shard. */
-struct range {
-	struct chan *kid;
-	const struct obj *obj;
-	uint8_t *base;
-	uint64_t off, len;
-	int rc;
-};
-
-static CO_FN void fetch_range(void *arg)
-{
-	struct range *r = arg;
-	struct iovec v;
-	struct iov iov = iov_one(&v, r->base + r->off, r->len);
-
-	r->rc = ch_read(r->kid, (struct ext){ r->obj, r->off, r->len }, &iov, 0);
-	if (r->rc == -ENOENT)
-		r->rc = 0; /* the memory is zero already */
-}
-
-/* What `g` lacks; few ranges by themselves, many as one. */
-static CO_FN int fetch_rest(struct shard_user *u, const struct obj *obj, const struct gen *g,
-			    uint8_t *to)
-{
-	const uint64_t grains = u->b->grains;
-	const unsigned max = u->b->conf.shard_size <= ONE_GET_MAX ? 1 : RANGES_MAX;
-	struct range ranges[RANGES_MAX];
-	struct co_group group = CO_GROUP_INIT;
-	uint64_t at = 0, from;
-	unsigned n = 0;
-	int rc = 0;
-
-	while ((from = bits_find(g->bits, at, grains, false)) < grains) {
-		at = bits_find(g->bits, from, grains, true);
-		if (n < max)
-			ranges[n++] = (struct range){
-				u->kid, obj, to, from * SHARD_GRAIN, (at - from) * SHARD_GRAIN, 0
-			};
-		else
-			ranges[0].len = at * SHARD_GRAIN - ranges[0].off;
-	}
-	if (ranges[0].off + ranges[0].len > ranges[n - 1].off)
-		n = 1; /* there were more, or there is only one */
-	for (unsigned i = 1; i < n; i++)
-		co_group_spawn(&group, fetch_range, &ranges[i]);
-	fetch_range(&ranges[0]);
-	co_group_wait(&group);
-	for (unsigned i = 0; i < n && !rc; i++)
-		rc = ranges[i].rc;
-	return rc;
-}
-
-/* Copies what `g` holds over what was fetched. */
-static CO_FN void lay_over(const struct shardbuf *b, const struct gen *g, uint8_t *to)
-{
-	uint64_t at = 0, from;
-
-	while ((from = bits_find(g->bits, at, b->grains, true)) < b->grains) {
-		uint64_t len;
-
-		at = bits_find(g->bits, from, MIN(from + TURN_LEN / SHARD_GRAIN, b->grains), false);
-		len = (at - from) * SHARD_GRAIN;
-		if (g->data)
-			memcpy(to + from * SHARD_GRAIN, g->data + from * SHARD_GRAIN, len);
-		else
-			memset(to + from * SHARD_GRAIN, 0, len);
-		if (len == TURN_LEN)
-			co_yield();
-	}
-}
-
-static CO_FN int put_bytes(struct shard_user *u, const struct obj *obj, uint8_t *data)
-{
-	struct iovec v;
-	struct iov iov = iov_one(&v, data, u->b->conf.shard_size);
-	struct put p = { .obj = obj, .iov = &iov, .cond = PUT_ALWAYS };
-
-	return ch_put(u->kid, &p, NULL);
-}
-
-/* With what the store has of it. */
-static CO_FN int put_completed(struct shard_user *u, const struct obj *obj, const struct gen *g,
-			       bool maybe_zero, bool *is_gone)
-{
-	uint8_t *whole = shard_map(u->b);
-	int rc;
-
-	if (!whole)
-		return -ENOMEM;
-	rc = fetch_rest(u, obj, g, whole);
-	if (!rc) {
-		lay_over(u->b, g, whole);
-		*is_gone = maybe_zero && is_zero(whole, u->b->conf.shard_size);
-		rc = *is_gone ? ch_del(u->kid, obj, 1) : put_bytes(u, obj, whole);
-	}
-	shard_unmap(u->b, whole);
-	return rc;
-}
-
-/*
- * Brings shard n as `g` has it into the store, which may have an older one (`was_there`). Zeroes are not stored:
- * *is_gone then.
- */
-static CO_FN int store_gen(struct shard_user *u, uint64_t n, struct gen *g, bool was_there,
-			   bool *is_gone)
-{
-	struct shardbuf *b = u->b;
-	bool maybe_zero = gen_is_zero(b, g);
-	struct obj obj;
-
-	shard_obj(&obj, n);
-	*is_gone = false;
-	if (was_there && !g->rest_zero && g->valid_n < b->grains)
-		return put_completed(u, &obj, g, maybe_zero, is_gone);
-	if (!maybe_zero)
-		return put_bytes(u, &obj, g->data);
-	*is_gone = true;
-	return was_there ? ch_del(u->kid, &obj, 1) : 0;
-}
 
 void shard_account(struct shardbuf *b, uint64_t n, int rc)
 {
@@ -307,7 +153,7 @@ void shard_account(struct shardbuf *b, uint64_t n, int rc)
 }
 
 /* After a put of s->putting, with the stripe's lock held. */
-static void end_put(struct shardbuf *b, struct shard *s, uint64_t attempt, int rc, bool is_gone)
+static void end_put(struct shardbuf *b, struct shard *s, uint64_t attempt, int rc, uint64_t end)
 {
 	struct gen *g = s->putting;
 
@@ -318,11 +164,11 @@ static void end_put(struct shardbuf *b, struct shard *s, uint64_t attempt, int r
 	s->is_busy = false;
 	s->error = rc;
 	if (rc) {
-		s->in_store = true; /* it may have arrived all the same */
+		s->end = MAX(s->end, end); /* it may have arrived all the same */
 		s->failed = attempt;
 		shard_take_back(b, s, g);
 	} else {
-		s->in_store = !is_gone;
+		s->end = end;
 		s->done = g->seq;
 		gen_free(b, g);
 	}
@@ -335,9 +181,9 @@ void shard_put(struct shard_user *u, struct stripe *st, struct shard *s)
 {
 	struct shardbuf *b = u->b;
 	struct gen *g = s->dirty;
-	const bool was_there = s->in_store;
+	const uint64_t old_end = s->end;
 	const uint64_t attempt = ++s->attempts;
-	bool is_gone;
+	uint64_t end;
 	int rc;
 
 	shard_dequeue(b, s);
@@ -349,11 +195,11 @@ void shard_put(struct shard_user *u, struct stripe *st, struct shard *s)
 	pthread_mutex_unlock(&b->lock);
 	pthread_mutex_unlock(&st->lock);
 
-	rc = store_gen(u, s->n, g, was_there, &is_gone);
+	rc = shard_store(u, s->n, g, old_end, &end);
 	shard_account(b, s->n, rc);
 
 	pthread_mutex_lock(&st->lock);
-	end_put(b, s, attempt, rc, is_gone);
+	end_put(b, s, attempt, rc, end);
 }
 
 /* --- In the background ------------------------------------------------------------------------ */
@@ -456,7 +302,7 @@ void shard_kick(struct shard_user *u)
 
 	pthread_mutex_lock(&b->lock);
 	wants_keeper = !b->keeper_of && !u->is_leaving;
-	wants_worker = b->workers < b->puts && !u->is_leaving && due_shard(b);
+	wants_worker = b->workers < b->conf.puts && !u->is_leaving && due_shard(b);
 	if (wants_keeper)
 		b->keeper_of = u;
 	if (wants_worker)

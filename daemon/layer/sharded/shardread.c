@@ -19,6 +19,7 @@ enum source { ZEROES, FROM_DIRTY, FROM_PUTTING, STORE };
 static enum source find_source(const struct shard *s, uint64_t at, uint64_t end, uint64_t *to)
 {
 	const struct gen *d = s->dirty, *p = s->putting;
+	const uint64_t stored = s->end / SHARD_GRAIN;
 
 	*to = end;
 	if (d) {
@@ -41,7 +42,10 @@ static enum source find_source(const struct shard *s, uint64_t at, uint64_t end,
 		if (p->rest_zero)
 			return ZEROES;
 	}
-	return s->in_store ? STORE : ZEROES;
+	if (at >= stored)
+		return ZEROES;
+	*to = MIN(*to, stored);
+	return STORE;
 }
 
 struct gap {
@@ -92,6 +96,19 @@ static uint64_t read_piece(struct fetch *f, struct shard *s, uint64_t off)
 	return off + len;
 }
 
+/* The same of a shard that has nothing unsaved: zeroes behind the end of its object. */
+static uint64_t read_saved(struct fetch *f, uint64_t off)
+{
+	uint64_t stored = shard_end(f->u->b, f->n), end = MIN(off + PIECE, f->end);
+
+	if (off >= stored) {
+		iov_zero(f->iov, off - f->off, end - off);
+		return end;
+	}
+	stored = MIN(stored, f->end);
+	return add_gap(f, off, stored - off) ? stored : off;
+}
+
 /* Copies what is in memory, and notes gaps, as many as there is room for. Returns how far it came. */
 static uint64_t read_buffered(struct fetch *f, uint64_t at)
 {
@@ -103,10 +120,7 @@ static uint64_t read_buffered(struct fetch *f, uint64_t at)
 
 		pthread_mutex_lock(&st->lock);
 		s = shard_find(st, f->n);
-		if (s)
-			next = read_piece(f, s, at);
-		else
-			next = add_gap(f, at, f->end - at) ? f->end : at;
+		next = s ? read_piece(f, s, at) : read_saved(f, at);
 		pthread_mutex_unlock(&st->lock);
 		if (next == at)
 			break;
