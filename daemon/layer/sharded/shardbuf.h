@@ -68,7 +68,7 @@ CO_FN int shardbuf_save(struct shard_user *u, uint64_t n);
 CO_FN int shardbuf_flush(struct shard_user *u);
 
 struct shardbuf_view {
-	uint64_t dirty_bytes, dirty_shards, puts_running, puts_done, failures;
+	uint64_t dirty_bytes, dirty_shards, puts_running, flying, puts_done, failures;
 	int error; /* of the last put, 0 = it went well */
 };
 

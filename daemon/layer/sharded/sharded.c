@@ -489,6 +489,7 @@ static void sharded_status(struct layer *l, struct info *i)
 	info_number(i, "dirty_bytes", v.dirty_bytes);
 	info_number(i, "dirty_shards", v.dirty_shards);
 	info_number(i, "puts_in_flight", v.puts_running);
+	info_number(i, "bytes_in_flight", v.flying);
 	info_number(i, "puts", v.puts_done);
 	info_number(i, "failures", v.failures);
 	if (v.error)

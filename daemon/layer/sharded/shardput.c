@@ -350,6 +350,7 @@ void shardbuf_view(struct shardbuf *b, struct shardbuf_view *v)
 		.dirty_bytes = b->used,
 		.dirty_shards = atomic_load(&b->shards_n),
 		.puts_running = b->puts_running,
+		.flying = b->flying,
 		.puts_done = b->puts_done,
 		.failures = b->failures,
 		.error = b->error,
