@@ -380,8 +380,35 @@ static CO_FN int copies(void *arg)
 	return shard_check_image(r, MI);
 }
 
+/* As many flushes as a client may have in flight, each with all shards to save: they share the work, and its fibers. */
+enum { FLUSHES = 1000 };
+
+static CO_FN int many_flushes(void *arg)
+{
+	struct run *r = arg;
+	_cleanup_free_ struct fiber *v = calloc(FLUSHES, sizeof(*v));
+	struct co_group g = CO_GROUP_INIT;
+	uint64_t before = resident(), grown;
+
+	EXPECT(r, v && before, "no memory");
+	for (uint64_t off = 0; off < r->what->size; off += 64 * KI)
+		if (shard_fill(r, off, 512, 'a'))
+			return -1;
+	for (unsigned i = 0; i < FLUSHES; i++) {
+		v[i] = (struct fiber){ .r = r, .rc = 1 };
+		co_group_spawn(&g, flush_fiber, &v[i]);
+	}
+	grown = resident() - before;
+	co_group_wait(&g);
+	for (unsigned i = 0; i < FLUSHES; i++)
+		EXPECT(r, v[i].rc == 0, "flush %u: %s", i, err_name(v[i].rc));
+	EXPECT(r, grown < grown_max, "%" PRIu64 " MiB", grown / MI);
+	return shard_check_image(r, 64 * KI);
+}
+
 static void test_memory(void **state)
 {
+	shard_check("sharded[size=64Ki]:delay[write=5ms]:mem[partial=off]", 8 * MI, many_flushes);
 	shard_check("sharded[size=1Mi,dirty=8Mi]:delay[write=3ms]:mem[partial=off]", PARTS * MI,
 		    copies);
 	shard_check("sharded[dirty=32Mi]:delay[write=200ms]:mem[partial=off]", 64 * MI, stalled);

@@ -93,6 +93,7 @@ struct shardbuf {
 	struct co_mutex flying_line; /* of puts that wait for their turn; as `line` */
 	struct co_wq landed;         /* where its first waits */
 	unsigned workers;
+	unsigned savers; /* fibers that flushes have beside their own; no more than slots */
 	struct shard_user *keeper_of; /* whose channel the keeper uses; NULL = there is none */
 	uint64_t keeper_until;        /* it sleeps until then; 0 = it does not sleep */
 	struct co_wq keeper;

@@ -110,33 +110,64 @@ static int collect(struct flush *f)
 	return rc;
 }
 
-static CO_FN void save_next(void *arg)
+static CO_FN void save_next(struct flush *f)
+{
+	const struct todo *t = &f->v[f->next++];
+	int rc = save(f->u, t->n, t->seq);
+
+	if (rc)
+		f->rc = rc; /* and on: the others' data is worth as much */
+}
+
+static bool saver_take(struct shardbuf *b)
+{
+	bool is_free;
+
+	pthread_mutex_lock(&b->lock);
+	is_free = b->savers < b->conf.puts;
+	b->savers += is_free;
+	pthread_mutex_unlock(&b->lock);
+	return is_free;
+}
+
+static CO_FN void saver(void *arg)
 {
 	struct flush *f = arg;
+	struct shardbuf *b = f->u->b;
+
+	while (f->next < f->n)
+		save_next(f);
+	pthread_mutex_lock(&b->lock);
+	b->savers--;
+	pthread_mutex_unlock(&b->lock);
+}
+
+/*
+ * A thousand flushes may come at a time, each with thousands of shards to save: one fiber of its own has each of
+ * them, those beside it are as many in all as there are slots. Who got none looks again after each shard.
+ */
+static CO_FN void save_all(struct flush *f)
+{
+	struct co_group g = CO_GROUP_INIT;
 
 	while (f->next < f->n) {
-		const struct todo *t = &f->v[f->next++];
-		int rc = save(f->u, t->n, t->seq);
-
-		if (rc)
-			f->rc = rc; /* and on: the others' data is worth as much */
+		while (f->n - f->next > 1 && saver_take(f->u->b))
+			co_group_spawn(&g, saver, f);
+		if (f->next < f->n)
+			save_next(f);
 	}
+	co_group_wait(&g);
 }
 
 int shardbuf_flush(struct shard_user *u)
 {
 	struct flush f = { .u = u };
-	struct co_group g = CO_GROUP_INIT;
 
 	if (!atomic_load(&u->b->shards_n))
 		return 0;
 	f.rc = collect(&f);
-	if (!f.rc) {
-		for (size_t i = 1; i < MIN(f.n, (size_t)u->b->conf.puts); i++)
-			co_group_spawn(&g, save_next, &f);
-		save_next(&f);
-		co_group_wait(&g);
-	}
+	if (!f.rc)
+		save_all(&f);
 	free(f.v);
 	return f.rc;
 }
