@@ -288,6 +288,10 @@ static void test_short_objects(void **state)
 	shard_check("sharded:mem[partial=off]", 12 * MI, short_objects);
 	shard_check("sharded:mem[partial=off]", 8 * MI, behind_the_end);
 	shard_check("sharded:mem[partial=off]", 8 * MI, found_objects);
+	/* What a cache keeps of an object ends where the object does. */
+	shard_check("sharded:cache:mem[partial=off]", 12 * MI, short_objects);
+	shard_check("sharded:cache:mem[partial=off]", 8 * MI, behind_the_end);
+	shard_check("sharded:cache:mem[partial=off]", 8 * MI, found_objects);
 }
 
 static void test_requests(void **state)
