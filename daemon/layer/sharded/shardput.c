@@ -12,11 +12,7 @@
  * to `puts` workers in all. One keeper, a fiber of whoever came first, sleeps until something gets due. Flush does
  * not wait for workers: it puts what is left itself. All of them share `puts` slots.
  */
-#include <assert.h>
-#include <errno.h>
 #include <inttypes.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "layer/sharded/shardbuf_int.h"
 #include "nbdrs/reactor.h"
