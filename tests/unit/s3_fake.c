@@ -238,7 +238,15 @@ void s3_fake_force(struct s3_fake *f, unsigned n, const char *method, int status
 	f->forced_status = status;
 	f->forced_headers = headers;
 	(void)snprintf(f->forced_body, sizeof(f->forced_body), "%s", body ? body : "");
+	f->forced_last = NULL;
 	atomic_store(&f->forced_n, n);
+	(void)pthread_mutex_unlock(&f->lock);
+}
+
+void s3_fake_force_last(struct s3_fake *f, const char *code)
+{
+	(void)pthread_mutex_lock(&f->lock);
+	f->forced_last = code;
 	(void)pthread_mutex_unlock(&f->lock);
 }
 
@@ -444,7 +452,10 @@ static bool is_forced(struct s3_fake *f, const struct request *r, struct answer 
 	if (atomic_load(&f->forced_n) == 0 ||
 	    (f->forced_method[0] && strcmp(f->forced_method, r->method) != 0))
 		return false;
-	atomic_fetch_sub(&f->forced_n, 1);
+	if (atomic_fetch_sub(&f->forced_n, 1) == 1 && f->forced_last) {
+		error(a, 400, f->forced_last);
+		return true;
+	}
 	a->status = f->forced_status;
 	(void)snprintf(a->headers, sizeof(a->headers), "%s",
 		       f->forced_headers ? f->forced_headers : "");

@@ -48,7 +48,7 @@ struct s3_fake {
 	const char *undeletable; /* a key */
 	/* See s3_fake_force. */
 	_Atomic unsigned forced_n;
-	const char *forced_method, *forced_headers;
+	const char *forced_method, *forced_headers, *forced_last;
 	char forced_body[256];
 	int forced_status;
 
@@ -83,5 +83,7 @@ unsigned s3_fake_count(struct s3_fake *f);
  */
 void s3_fake_force(struct s3_fake *f, unsigned n, const char *method, int status,
 		   const char *headers, const char *body);
+/* The last of them with status 400 and this code (borrowed) instead. */
+void s3_fake_force_last(struct s3_fake *f, const char *code);
 
 #endif

@@ -462,6 +462,18 @@ static CO_FN int errors_at_open(void *arg)
 	return 0;
 }
 
+/* On a bad network one thing after the other goes wrong at the start: each has tries of its own. */
+static CO_FN int bad_start(void *arg)
+{
+	struct trial t;
+
+	force(3, "", 503, "Retry-After: 0\r\n", NULL);
+	s3_fake_force_last(fake, "XAmzContentSHA256Mismatch");
+	open_store(&t);
+	close_trial(&t);
+	return 0;
+}
+
 /* --- Clocks and keys -------------------------------------------------------------------------- */
 
 static CO_FN int clocks(void *arg)
@@ -595,7 +607,8 @@ int main(void)
 		BODY(listing),         BODY(deleting),
 		BODY(deleting_singly), BODY(words),
 		BODY(errors_at_open),  BODY(clocks),
-		BODY(anonymous),       cmocka_unit_test_setup_teardown(test_expiry, start, stop),
+		BODY(anonymous),       BODY(bad_start),
+		cmocka_unit_test_setup_teardown(test_expiry, start, stop),
 	};
 
 	return cmocka_run_group_tests(tests, start_all, core_stop);

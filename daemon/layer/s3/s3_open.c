@@ -91,8 +91,8 @@ const struct opt s3_options[] = {
 	OPT_END,
 };
 
-/* Who mistyped an address does not want to wait for the answer. */
-static unsigned tries_of(int rc)
+/* Failures of one kind that are one too many. Who mistyped an address does not want to wait for the answer. */
+static unsigned limit_of(int rc)
 {
 	switch (rc) {
 	case -ECONNREFUSED:
@@ -104,14 +104,22 @@ static unsigned tries_of(int rc)
 	}
 }
 
+/*
+ * Each kind is counted by itself: a garbled answer after two that said "later" is the first of its kind, and on a bad
+ * network that happens.
+ */
 int s3_insist(struct s3 *s3, const struct s3_req *req, struct s3_resp *resp, uint64_t *not_before)
 {
+	unsigned failures[TRIES + 1] = { 0 }; /* by limit */
 	uint64_t pause = FIRST_PAUSE_NS, until = 0;
 	int rc = s3_do(s3, req, resp, &until);
 
-	for (unsigned tries = 1; is_transient(rc) && tries < tries_of(rc); tries++) {
+	for (unsigned tries = 1; is_transient(rc) && tries < TRIES; tries++) {
+		const unsigned limit = limit_of(rc);
 		uint64_t now = now_ns();
 
+		if (++failures[limit] >= limit)
+			break;
 		http_resp_free(&resp->http);
 		co_sleep(MAX(pause, until > now ? until - now : 0));
 		pause *= 2;
