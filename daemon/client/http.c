@@ -32,10 +32,11 @@
 #endif
 
 /*
- * What is moved at a time. A receive buffer is curl's for as long as the easy handle lives, an upload buffer for one
- * request. All of a reactor's together may take so much, so more connections have smaller ones.
+ * What is moved at a time. curl takes its buffers anew for each request, so they are no larger than that needs: the
+ * allocator gives small ones back and forth, large ones it splits, merges and returns to the system. All of a
+ * reactor's together may take so much, so more connections have smaller ones.
  */
-enum { BUFFERS_LEN = 32 << 20, BUFFER_MIN = 16 << 10 };
+enum { BUFFERS_LEN = 32 << 20, BUFFER_MIN = 16 << 10, HEAD_ROOM = 4 << 10 };
 enum { RECEIVE_MAX = 256 << 10, UPLOAD_MAX = 512 << 10 };
 enum { METHODS = 6, STATUSES = 600 };
 
@@ -222,7 +223,6 @@ static CURLcode set_common(struct handle *h, const struct http_conf *conf)
 	SET(CURLOPT_TCP_NODELAY, 1L);
 	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	SET(CURLOPT_USERAGENT, "nbdrs/" NBDRS_VERSION);
-	SET(CURLOPT_BUFFERSIZE, (long)buffer_len(RECEIVE_MAX, conf->conns));
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long)MAX(connect_ns / 1000000, UINT64_C(1)));
 	SET(CURLOPT_SSL_VERIFYPEER, conf->is_insecure ? 0L : 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, conf->is_insecure ? 0L : 2L);
@@ -340,14 +340,17 @@ static bool add_header(struct curl_slist **list, const char *name, const char *v
 	return true;
 }
 
+static bool has_body(const struct http_req *req)
+{
+	return req->body != NULL || strcmp(req->method, "PUT") == 0 ||
+	       strcmp(req->method, "POST") == 0;
+}
+
 static bool make_headers(const struct http_req *req, struct curl_slist **list)
 {
-	struct curl_slist *more =
-		curl_slist_append(NULL, "Expect:"); /* not sent: it costs a round trip */
-
-	if (more == NULL)
+	/* curl would send it with a body, and it costs a round trip. */
+	if (has_body(req) && (*list = curl_slist_append(NULL, "Expect:")) == NULL)
 		return false;
-	*list = more;
 	for (unsigned i = 0; i < req->headers_n; i++)
 		if (!add_header(list, req->headers[i].name, req->headers[i].value))
 			return false;
@@ -357,16 +360,15 @@ static bool make_headers(const struct http_req *req, struct curl_slist **list)
 static CURLcode set_method(CURL *easy, const struct http_req *req, unsigned conns)
 {
 	bool is_head = strcmp(req->method, "HEAD") == 0;
-	bool has_body = req->body != NULL || strcmp(req->method, "PUT") == 0 ||
-			strcmp(req->method, "POST") == 0;
-	bool is_plain = strcmp(req->method, has_body ? "PUT" : "GET") == 0 || is_head;
+	bool is_upload = has_body(req);
+	bool is_plain = strcmp(req->method, is_upload ? "PUT" : "GET") == 0 || is_head;
 	size_t len = req->body != NULL ? req->body->len : 0;
 	CURLcode rc = CURLE_OK;
 
 	SET(CURLOPT_HTTPGET, 1L); /* also takes back what the handle's last request was */
 	if (is_head)
 		SET(CURLOPT_NOBODY, 1L);
-	if (has_body) {
+	if (is_upload) {
 		SET(CURLOPT_UPLOAD, 1L);
 		SET(CURLOPT_INFILESIZE_LARGE, (curl_off_t)len);
 		SET(CURLOPT_UPLOAD_BUFFERSIZE,
@@ -376,6 +378,16 @@ static CURLcode set_method(CURL *easy, const struct http_req *req, unsigned conn
 	return rc;
 }
 
+static void set_buffer(struct handle *h, const struct http_req *req)
+{
+	size_t body_len = req->into != NULL ? req->into->len : 0;
+	size_t want = MIN(body_len, (size_t)RECEIVE_MAX - HEAD_ROOM) + HEAD_ROOM;
+	long len = (long)buffer_len(want, h->here->http->conf.conns);
+
+	/* Refused while curl still has the buffer of the last request (HTTP/2): then it uses that one again. */
+	(void)curl_easy_setopt(h->easy, CURLOPT_BUFFERSIZE, len);
+}
+
 static CURLcode set_request(struct handle *h, const struct http_req *req,
 			    struct curl_slist *headers)
 {
@@ -383,6 +395,7 @@ static CURLcode set_request(struct handle *h, const struct http_req *req,
 	CURL *easy = h->easy;
 	CURLcode rc = set_method(easy, req, h->here->http->conf.conns);
 
+	set_buffer(h, req);
 	SET(CURLOPT_URL, req->url);
 	SET(CURLOPT_HTTPHEADER, headers);
 	/*

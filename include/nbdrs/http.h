@@ -55,7 +55,7 @@ struct http_resp {
 	bool has_range;
 	uint64_t range_from, range_to, range_total; /* [from, to) */
 	uint64_t retry_after_ns; /* 0 = not told */
-	int64_t date;		 /* seconds since 1970, 0 = not told */
+	int64_t date;		 /* of an error (4xx, 5xx): seconds since 1970, 0 = not told */
 	char etag[HTTP_WORD_MAX];     /* without W/ and quotes */
 	char region[HTTP_WORD_MAX];   /* x-amz-bucket-region */
 	char location[HTTP_WORD_MAX * 4];

@@ -176,7 +176,8 @@ static bool status(const struct request *q)
 	char answer[256];
 
 	(void)snprintf(answer, sizeof(answer),
-		       "HTTP/1.1 %.3s So it is\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\ntext",
+		       "HTTP/1.1 %.3s So it is\r\nRetry-After: 7\r\n"
+		       "Date: Thu, 01 Jan 1970 00:01:40 GMT\r\nContent-Length: 4\r\n\r\ntext",
 		       q->path + strlen("/status/"));
 	return send_text(q->fd, answer);
 }
