@@ -75,7 +75,8 @@ static CO_FN int open_without(void *arg)
 	rc = chain_open(r->chain, &err);
 	CHECK(r,
 	      rc != 0 && strstr(err.msg, "layer distributed: node 1 of 3 is away") &&
-		      strstr(err.msg, "others too"),
+		      strstr(err.msg, "others too") &&
+		      strstr(err.msg, "put an empty store in its place"),
 	      "%s", err.msg);
 	/* One of them: on with it. */
 	CHECK(r, rename(c_off, c_dir) == 0);

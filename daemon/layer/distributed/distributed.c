@@ -5,7 +5,7 @@
  * A keyed layer: a mapping above it (sharded) names objects, and its kids, the nodes, are stores of objects. Where they
  * lie is in distributed_place.c, changes in distributed_write.c, flush in distributed_flush.c, what is known of
  * replicas that differ in distributed_marks.c, mending in distributed_repair.c and distributed_join.c. Here: options,
- * opening, and everything that only reads.
+ * opening, and everything that only reads. What may differ after a crash is in distributed_doubt.c.
  *
  * A replica (holder) of an object is
  *
@@ -34,10 +34,9 @@
  *	What a node may have lost because its flush failed is stale there; with fewer than `quorum` good the flush
  *	fails.
  *	FUA: waits for all holders, each with FUA.
- *	Crash of the daemon: unanswered changes may have reached some replicas and not others, and so may, with
- *	quorum < replicas, answered ones that were not flushed. Nothing records that, so until such a place is
- *	written again reads of it may give old or new data, by the node that serves them (read=first: always the same
- *	while it is there).
+ *	Crash of the daemon, or of everything: unanswered changes may have reached some replicas and not others, and
+ *	so may answered ones that were not flushed. Where that can be is in a record on the nodes, and the replicas
+ *	there are compared and made equal before they are read: old or new, and from then on always the same.
  *	Crash of a node: what it lost without failing a request or a flush can't be seen. An emptied node is.
  *	Several writers: any number of connections of one daemon. Two daemons must not write to one volume.
  */
@@ -79,6 +78,13 @@ static const struct opt options[] = {
 	  .min = 1000000,
 	  .max = UINT64_C(3600000000000),
 	  .help = "how often a node that is away is asked again" },
+	{ .name = "clean",
+	  .type = OPT_TIME_NS,
+	  .field = offsetof(struct dist, clean),
+	  .def = "5s",
+	  .min = 1000000,
+	  .max = UINT64_C(3600000000000),
+	  .help = "what was not written for so long need not be compared after a crash" },
 	{ .name = "rebuild",
 	  .type = OPT_UINT,
 	  .field = offsetof(struct dist, rebuild),
@@ -123,6 +129,7 @@ static void dist_free(struct dist *d)
 		HASH_DEL(d->table, m);
 		free(m);
 	}
+	doubt_free(d);
 	(void)pthread_mutex_destroy(&d->lock);
 	co_mutex_destroy(&d->flush_one);
 	co_mutex_destroy(&d->call_one);
@@ -146,6 +153,7 @@ static int dist_init(struct layer *l, struct err *err)
 	}
 	placing_init(d->placing, l->kids_n, (unsigned)d->replicas);
 	d->layer = l;
+	doubt_init(d);
 	rangelock_init(&d->objects);
 	co_mutex_init(&d->flush_one);
 	co_mutex_init(&d->call_one);
@@ -161,7 +169,7 @@ static int dist_init(struct layer *l, struct err *err)
 	d->broken = 0;
 	d->seq = 0;
 	d->table = NULL;
-	d->marks_n = 0;
+	d->marks_n = d->unsettled_n = 0;
 	return 0;
 }
 
@@ -180,7 +188,8 @@ static int check_joined(struct layer *l, struct err *err)
 		return 0;
 	return err_set(err, d->nodes[first].error,
 		       "layer distributed: node %u of %u is away (%s)%s; with quorum=%" PRIu64
-		       " at most %" PRIu64 " may be, or old data could be served",
+		       " at most %" PRIu64 " may be, or old data could be served. Bring it back; if it is "
+		       "lost for good, put an empty store in its place, which is filled from the others",
 		       first, l->kids_n, err_name(d->nodes[first].error),
 		       away > 1 ? " and others too" : "", d->quorum, d->quorum - 1);
 }
@@ -275,6 +284,7 @@ static CO_FN void dist_chan_close(struct chan *c)
 	struct dist_chan *dc = c->self;
 
 	wait_for_jobs(c->layer->self);
+	doubt_drain(c);
 	co_mutex_destroy(&dc->opening);
 }
 
@@ -389,14 +399,13 @@ static CO_FN int look(struct chan *c, struct look *k, const struct place *at, ui
 	return worst;
 }
 
-/* Good replicas may differ: makes them equal first. */
-static CO_FN void settle_first(struct chan *c, const struct obj *obj, const struct place *at)
+void settle_first(struct chan *c, const struct obj *obj, const struct place *at)
 {
 	struct dist *d = c->layer->self;
 	struct range_hold hold;
 
 	rangelock_lock(&d->objects, &hold, obj->hash, 0, UINT64_MAX, false);
-	(void)repair_locked(c, obj->name, at, true); /* whether it is settled is looked at again */
+	(void)repair_locked(c, obj->name, at, false); /* whether it is settled is looked at again */
 	rangelock_unlock(&d->objects, &hold);
 }
 
@@ -471,7 +480,7 @@ static CO_FN int dist_cache(struct chan *c, struct ext e)
 static void dist_status(struct layer *l, struct info *i)
 {
 	struct dist *d = l->self;
-	bool is_degraded = d->broken != 0;
+	bool is_degraded = d->broken != 0 || d->unsettled_n != 0;
 	char key[32], value[160];
 
 	for (unsigned n = 0; n < l->kids_n; n++) {
@@ -490,6 +499,8 @@ static void dist_status(struct layer *l, struct info *i)
 			       node->error ? err_name(node->error) : "");
 		i->add(i, key, value);
 	}
+	info_number(i, "regions_in_doubt", d->doubt.n);
+	info_number(i, "objects_to_compare", d->unsettled_n);
 	i->add(i, "state", d->broken != 0 ? "stopped" : is_degraded ? "degraded" : "good");
 }
 

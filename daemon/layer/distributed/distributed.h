@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * What the files of the layer `distributed` share: where objects lie (pure), what is known about replicas that
- * differ (marks), and how they are made equal again (repair). distributed.c has the prose.
+ * differ (marks) or may (doubt), and how they are made equal again (repair). distributed.c has the prose.
  */
 #ifndef NBDRS_LAYER_DISTRIBUTED_H
 #define NBDRS_LAYER_DISTRIBUTED_H
@@ -43,7 +43,7 @@ struct place {
 
 /* The nodes of shard N: the (N mod C)-th combination in lexicographic order; writes p->replicas of them. */
 void place_shard(const struct placing *p, uint64_t shard, uint8_t *node);
-/* -EINVAL for names that are ours: block-N-R, stale-... */
+/* -EINVAL for names that are ours: block-N-R, stale-..., doubt */
 int place_name(const struct placing *p, const char *name, struct place *out);
 /* Which holder `node` is; -1 = none. */
 int place_holder(const struct place *at, unsigned node);
@@ -67,6 +67,48 @@ int record_name(struct obj *out, const char *name, unsigned r, uint64_t seq);
 /* Its beginning, common to all SEQ. */
 void record_prefix(char out[RECORD_LEN], const char *name, unsigned r);
 bool record_parse(const char *stored, char *name, unsigned *r, uint64_t *seq);
+
+/* ---- what may differ (distributed_doubt.c) ---- */
+
+#define DOUBT_NAME "doubt"
+enum { REGION_SHARDS = 16, REGIONS_MAX = 1024 };
+/* The region of all that is no shard. */
+#define REGION_OTHERS UINT64_MAX
+
+/* Shards [n * REGION_SHARDS, (n + 1) * REGION_SHARDS), while they are in doubt. */
+struct region {
+	uint64_t n;
+	uint64_t version; /* of the record: the first with this region */
+	uint64_t
+		needs_flush; /* number of the first flush that covers its last change; 0 = none is needed */
+	uint64_t used;    /* ns; when its last change ended */
+	unsigned changes; /* under way */
+	struct list idle; /* doubt.idle, while there are none */
+	UT_hash_handle hh;
+};
+
+/* The record on one node. */
+struct doubt_copy {
+	unsigned node;
+	bool is_busy;           /* a put is on its way */
+	struct chan *c;         /* by this channel */
+	uint64_t has;           /* version */
+	uint64_t begun, failed; /* puts, counted; the last one that failed */
+};
+
+struct doubt {
+	struct co_mutex room;     /* one fiber at a time makes room */
+	_Atomic unsigned n;       /* of `table` */
+	_Atomic uint64_t durable; /* version that `quorum` nodes have */
+
+	pthread_mutex_t lock; /* guards the rest; dist.lock may be taken inside it */
+	struct region *table;
+	struct list idle;          /* those without changes, unused for longest first */
+	uint64_t version;          /* of the table */
+	uint64_t flushes, flushed; /* begun, counted; the last one that went well */
+	struct doubt_copy copies[NODES_MAX];
+	struct co_wq wq; /* a put of the record ended */
+};
 
 /* ---- the layer ---- */
 
@@ -104,7 +146,7 @@ struct mark {
 
 struct dist {
 	/* options */
-	uint64_t replicas, quorum, rebuild, recheck;
+	uint64_t replicas, quorum, rebuild, recheck, clean;
 	unsigned read_from; /* enum read_from */
 
 	struct placing *placing;
@@ -113,6 +155,7 @@ struct dist {
 	struct rangelock objects;
 	struct co_mutex flush_one; /* one flush at a time */
 	struct co_mutex call_one;  /* one fiber at a time brings nodes back */
+	struct doubt doubt;        /* has a lock of its own */
 
 	_Atomic uint64_t marks_n; /* of `marks`: 0 is the usual case and saves the lock */
 	pthread_mutex_t lock;     /* guards the rest */
@@ -123,7 +166,7 @@ struct dist {
 	uint64_t background_len; /* bytes that answered requests still hold */
 	struct list dirty,
 		flushing; /* struct mark: written since the last flush, of the running one */
-	_Atomic uint64_t dirty_n, owed_n;
+	_Atomic uint64_t dirty_n, owed_n, unsettled_n;
 	struct list jobs;   /* answered requests that still run; oldest first */
 	uint64_t ticket;    /* of the newest */
 	struct co_wq quiet; /* a job or the repair fiber ended */
@@ -137,6 +180,7 @@ enum read_from { READ_FASTEST, READ_FIRST };
 
 struct dist_chan {
 	struct co_mutex opening; /* one fiber at a time opens a kid's channel */
+	unsigned bringing; /* fibers that put the record of what is in doubt; under doubt.lock */
 };
 
 static inline uint64_t bit(unsigned i)
@@ -193,6 +237,7 @@ struct mark *mark_need(struct dist *d, const char *name);
 /* Frees it when it says nothing. */
 void mark_done(struct dist *d, struct mark *m);
 void mark_set_stale(struct dist *d, struct mark *m, const struct place *at, uint64_t stale);
+void mark_set_unsettled(struct dist *d, struct mark *m, bool is_unsettled);
 uint64_t next_seq(struct dist *d);
 void wake_repair(struct dist *d);
 
@@ -215,6 +260,44 @@ CO_FN int settle(struct chan *c, const char *name, const struct place *at, uint6
 CO_FN int record(struct chan *c, const char *name, const struct place *at);
 /* Deletes the records of holders that are lingering. */
 CO_FN void forget(struct chan *c, const char *name, const struct place *at);
+
+/* ---- doubt (distributed_doubt.c, distributed_doubt_put.c) ---- */
+
+void doubt_init(struct dist *d);
+void doubt_free(struct dist *d);
+/*
+ * Around each change of the object at `at`: 0 when the nodes have a record that its replicas may differ. Not with a
+ * lock held. doubt_begin is doubt_enter and doubt_wait; of several objects each is entered, then *version (0 before
+ * the first) is waited for, and each is left again.
+ */
+CO_FN int doubt_begin(struct chan *c, const struct place *at);
+CO_FN int doubt_enter(struct chan *c, const struct place *at, uint64_t *version);
+void doubt_leave(struct dist *d, const struct place *at);
+/* Until `need` nodes have that version of the record. */
+CO_FN int doubt_wait(struct chan *c, uint64_t version, unsigned need);
+/* A flush begins: its number; and was good: changes that had been left before it began need no more. */
+uint64_t doubt_flush_begins(struct dist *d);
+void doubt_flushed(struct dist *d, uint64_t number);
+/* Takes what is clean and was not changed for `age` (ns) off the record, which is put in the background. */
+CO_FN void doubt_clean(struct chan *c, uint64_t age);
+/* Brings the newest record to nodes that are up and have an older one; does not wait for it. */
+CO_FN void doubt_push(struct chan *c);
+/* Waits for what doubt_push and doubt_wait have begun on this channel. */
+CO_FN void doubt_drain(struct chan *c);
+/* At open: adds what the record on a node names. -EILSEQ: it is damaged. */
+CO_FN int doubt_read(struct chan *c, unsigned node);
+int doubt_add(struct dist *d, uint64_t region);
+/* At open, the marks being there: all objects that it names are unsettled. */
+CO_FN int doubt_mark_all(struct chan *c);
+/* The volume has been removed: so is the record, everywhere. */
+CO_FN int doubt_end(struct chan *c);
+/* Calls `add` for each region; not 0 ends it. Pure. -EILSEQ: this is no record. */
+int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t region), void *arg);
+
+/* ---- reading (distributed.c) ---- */
+
+/* Good replicas may differ: makes them equal first. What came of it is in the mark. */
+CO_FN void settle_first(struct chan *c, const struct obj *obj, const struct place *at);
 
 /* ---- changes (distributed_write.c) ---- */
 

@@ -199,10 +199,13 @@ static CO_FN int flush_nodes(struct chan *c)
 int dist_flush(struct chan *c)
 {
 	struct dist *d = c->layer->self;
+	uint64_t number;
 	int rc;
 
 	wait_for_jobs(d);
 	co_mutex_lock(&d->flush_one);
+	number = doubt_flush_begins(
+		d); /* before `dirty` is taken: what it does not cover is in neither */
 	pthread_mutex_lock(&d->lock);
 	if (!list_empty(&d->dirty))
 		list_take(&d->flushing, &d->dirty);
@@ -214,6 +217,8 @@ int dist_flush(struct chan *c)
 	}
 	pthread_mutex_unlock(&d->lock);
 	rc = flush_nodes(c);
+	if (rc == 0)
+		doubt_flushed(d, number);
 	co_mutex_unlock(&d->flush_one);
 	return d->broken != 0 ? d->broken : rc;
 }

@@ -10,6 +10,9 @@
  * (fewer than `quorum` nodes may be away at open), and meanwhile others have been read and written: such a record is
  * turned round, the newcomer is the stale one.
  *
+ * What was in doubt when the volume was open last (distributed_doubt.c) is unsettled, unless a record says who is
+ * stale. A node that comes later has nothing to say about that: others know of all that was begun.
+ *
  * A node without a single shard, while others have some that belong there, was emptied or replaced: its replicas are
  * stale. Nothing else would tell a lost replica from a hole.
  */
@@ -242,11 +245,15 @@ int join_nodes(struct chan *c)
 
 	for (unsigned i = 0; i < d->placing->nodes && rc != -ENOMEM; i++) {
 		rc = read_records(c, i, &b);
+		if (rc == 0)
+			rc = doubt_read(c, i);
 		if (rc == -ENXIO && c->layer->kids[i]->open_error != 0)
 			rc = c->layer->kids[i]->open_error; /* logged already */
 		else if (rc != 0)
-			log_warn("node can't be listed layer=distributed node=%u error=%s", i,
-				 err_name(rc));
+			log_warn("%s layer=distributed node=%u error=%s",
+				 rc == -EILSEQ ? "node's object \"" DOUBT_NAME "\" is damaged"
+					       : "node can't be listed",
+				 i, err_name(rc));
 		d->nodes[i].error = rc;
 		d->nodes[i].is_joined = rc == 0;
 		joined |= rc == 0 ? bit(i) : 0;
@@ -255,6 +262,8 @@ int join_nodes(struct chan *c)
 		rc = mark_all(&b);
 	if (rc == 0)
 		rc = find_emptied(c, joined);
+	if (rc == 0)
+		rc = doubt_mark_all(c);
 	book_free(&b);
 	return rc;
 }

@@ -229,6 +229,14 @@ void mark_set_stale(struct dist *d, struct mark *m, const struct place *at, uint
 	m->recorded &= stale;
 }
 
+void mark_set_unsettled(struct dist *d, struct mark *m, bool is_unsettled)
+{
+	if (m->is_unsettled == is_unsettled)
+		return;
+	m->is_unsettled = is_unsettled;
+	d->unsettled_n += is_unsettled ? 1 : UINT64_MAX;
+}
+
 uint64_t next_seq(struct dist *d)
 {
 	struct timespec now;
@@ -411,7 +419,7 @@ static bool note_unsettled(struct dist *d, const char *name)
 
 	if (m == NULL)
 		return false;
-	m->is_unsettled = true;
+	mark_set_unsettled(d, m, true);
 	return true;
 }
 
@@ -449,7 +457,7 @@ static bool mark_change(struct dist *d, const char *name, const struct place *at
 	}
 	m->lingering &= ~after;
 	if (is_whole || count(all & ~after) == 1)
-		m->is_unsettled = false;
+		mark_set_unsettled(d, m, false);
 	mark_done(d, m);
 	return true;
 }

@@ -88,7 +88,7 @@ int place_name(const struct placing *p, const char *name, struct place *out)
 		return 0;
 	}
 	if (strncmp(name, RECORD_PREFIX, strlen(RECORD_PREFIX)) == 0 ||
-	    parse_block(name, &shard, &r))
+	    strcmp(name, DOUBT_NAME) == 0 || parse_block(name, &shard, &r))
 		return -EINVAL;
 	out->shard = 0;
 	out->n = p->nodes;

@@ -12,6 +12,7 @@
 
 #include "layer/distributed/distributed.h"
 #include "nbdrs/buf.h"
+#include "nbdrs/io.h"
 #include "nbdrs/reactor.h"
 
 /* ---- one object ---- */
@@ -102,38 +103,75 @@ static void set_good(struct dist *d, const char *name, const struct place *at, u
 	atomic_fetch_add(&d->nodes[at->node[r]].caught_up_n, 1);
 }
 
-/* Of good replicas that may differ, the first that answers is the one. */
+/* Two objects in memory, for offload: a shard takes a while. */
+struct comparison {
+	const void *a, *b;
+	size_t len;
+};
+
+static int compare(void *arg)
+{
+	const struct comparison *k = arg;
+
+	return memcmp(k->a, k->b, k->len) == 0 ? 0 : -EILSEQ;
+}
+
+/* Whether holder `r` has the same: `size` bytes at `data`, or (is_hole) no such object. Unknown is no. */
+static CO_FN bool is_equal(struct chan *c, const char *name, const struct place *at, unsigned r,
+			   void *data, uint64_t size, bool is_hole)
+{
+	struct comparison k = { .a = data };
+	uint64_t its_size = 0;
+	void *its = NULL;
+	int rc = fetch(c, name, at, r, &its, &its_size);
+
+	node_result(c->layer->self, at->node[r], rc);
+	if (rc != 0)
+		return is_hole && rc == -ENOENT;
+	k.b = its;
+	k.len = size;
+	rc = !is_hole && its_size == size ? offload(compare, &k) : -EILSEQ;
+	buf_put(its, MAX(its_size, 1U));
+	return rc == 0;
+}
+
+/* Of good replicas that may differ, the first that answers is the one, and those that are not equal to it are stale. */
 static CO_FN int choose(struct chan *c, const char *name, const struct place *at)
 {
 	struct dist *d = c->layer->self;
-	uint64_t good = all_of(at) & ~mark_view(d, name).stale & holders_joined(d, at);
+	uint64_t good = all_of(at) & ~mark_view(d, name).stale, size = 0;
+	uint64_t left = good & holders_joined(d, at), same = 0;
+	bool is_hole = false;
+	void *data = NULL;
+	struct mark *m;
 	int rc = -EIO;
 
-	for (unsigned r = 0; r < at->n; r++) {
-		struct obj_stat st;
-		struct obj obj;
-		struct chan *kid;
-		struct mark *m;
-
-		if (!(good & bit(r)))
+	for (unsigned r = 0; r < at->n && same == 0; r++) {
+		if (!(left & bit(r)))
 			continue;
-		place_stored(at, name, r, &obj);
-		rc = node_chan(c, at->node[r], &kid);
-		if (rc == 0)
-			rc = ch_stat(kid, &obj, &st);
+		rc = fetch(c, name, at, r, &data, &size);
 		node_result(d, at->node[r], rc);
-		if (rc != 0 && rc != -ENOENT)
-			continue;
-		pthread_mutex_lock(&d->lock);
-		m = mark_find(d, name);
-		if (m != NULL) {
-			mark_set_stale(d, m, at, all_of(at) & ~bit(r));
-			m->is_unsettled = false;
-		}
-		pthread_mutex_unlock(&d->lock);
-		return 0;
+		is_hole = rc == -ENOENT;
+		if (rc == 0 || is_hole)
+			same = bit(r);
 	}
-	return rc;
+	if (same == 0)
+		return rc;
+	left &= holders_up(d, at) & ~(same | (same - 1)); /* those before it did not answer */
+	for (unsigned r = 0; r < at->n; r++)
+		if (left & bit(r) && is_equal(c, name, at, r, data, size, is_hole))
+			same |= bit(r);
+	if (!is_hole)
+		buf_put(data, MAX(size, 1U));
+	pthread_mutex_lock(&d->lock);
+	m = mark_find(d, name);
+	if (m != NULL) {
+		mark_set_stale(d, m, at, m->stale | (good & ~same));
+		mark_set_unsettled(d, m, false);
+		mark_done(d, m);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return 0;
 }
 
 /* Holders whose node is up, and has not refused a copy a moment ago. */
@@ -154,6 +192,8 @@ int repair_locked(struct chan *c, const char *name, const struct place *at, bool
 	uint64_t good, ready;
 	int rc = v.is_unsettled ? choose(c, name, at) : 0;
 
+	if (c->layer->want_ro)
+		return rc; /* who was not chosen is not read as long as this is open */
 	if (rc == 0)
 		rc = record(c, name, at);
 	if (rc != 0)
@@ -440,8 +480,13 @@ int end_volume(struct chan *c, bool is_gone)
 	struct each e = { .c = c, .at = &nodes, .fn = delete_all_records };
 
 	(void)place_name(d->placing, "size", &nodes); /* on all of them */
+	int rc;
+
 	if (!is_gone)
 		return make_ready(c, &nodes);
+	rc = doubt_end(c);
+	if (rc != 0)
+		return rc;
 	each_holder(&e, all_of(&nodes));
 	pthread_mutex_lock(&d->lock);
 	list_for_each(m, &d->marks, struct mark, all)
@@ -465,16 +510,20 @@ void repair_fiber(void *arg)
 
 		pthread_mutex_lock(&d->lock);
 		if (!d->is_stopping && !d->has_work)
-			(void)co_wq_wait_for(&d->work, &d->lock, d->recheck);
+			(void)co_wq_wait_for(&d->work, &d->lock, MIN(d->recheck, d->clean));
 		d->has_work = false;
 		stop = d->is_stopping;
 		pthread_mutex_unlock(&d->lock);
 		if (stop)
 			break;
 		call_nodes(c);
-		if (!c->layer->want_ro)
+		if (!c->layer->want_ro) {
 			repair_all(c);
+			doubt_clean(c, d->clean);
+		}
 	}
+	if (!c->layer->want_ro)
+		doubt_clean(c, 0);
 	layer_chan_close(c);
 	pthread_mutex_lock(&d->lock);
 	d->is_repairing = false;

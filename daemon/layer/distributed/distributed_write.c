@@ -2,11 +2,12 @@
 /*
  * Changes of a distributed volume: write, zero and trim of parts, put and delete of whole objects.
  *
- *	lock the extent (all of the object for put, delete, and where something must be repaired first)
+ *	enter the object's region (distributed_doubt.c)
+ *	-> lock the extent (all of the object for put, delete, and where something must be repaired first)
  *	-> choose holders -> ask them all at once -> settle (marks and records, distributed_marks.c) -> unlock
  *
- * The lock is exclusive, so that two overlapping changes reach all replicas in the same order. Changes of different
- * parts run side by side.
+ * and leave the region, whatever came of it. The lock is exclusive, so that two overlapping changes reach all replicas
+ * in the same order. Changes of different parts run side by side.
  *
  * With quorum < replicas the data is copied and a fiber does the above; the request is answered as soon as enough
  * have it, if none has failed until then. Its holders that are not through are `behind` meanwhile: not read from. A
@@ -187,6 +188,7 @@ static CO_FN int change_holders(struct change *ch)
 	return settle(ch->c, ch->obj.name, &ch->at, ask, ch->each.ok, is_whole(ch), ch->each.rc);
 }
 
+/* Its region has been entered, and is left. */
 static CO_FN int change_now(struct change *ch)
 {
 	struct dist *d = ch->c->layer->self;
@@ -195,6 +197,7 @@ static CO_FN int change_now(struct change *ch)
 	lock_extent(ch);
 	rc = change_holders(ch);
 	rangelock_unlock(&d->objects, &ch->hold);
+	doubt_leave(d, &ch->at);
 	return rc;
 }
 
@@ -358,6 +361,9 @@ static CO_FN int change(struct change *ch, struct obj_stat *st)
 	if (rc != 0)
 		return rc;
 	flush_if_much(ch->c);
+	rc = doubt_begin(ch->c, &ch->at);
+	if (rc != 0)
+		return rc;
 	if (take_background(d, ch)) {
 		rc = change_behind(ch, &mine);
 	} else {
@@ -513,6 +519,25 @@ static CO_FN int del_locked(struct dels *ds)
 	return ds->rc;
 }
 
+/* Enters the regions of them all. */
+static CO_FN int del_begin(struct dels *ds)
+{
+	struct dist *d = ds->c->layer->self;
+	uint64_t version = 0;
+	unsigned entered = 0;
+	int rc = 0;
+
+	while (rc == 0 && entered < ds->n) {
+		rc = doubt_enter(ds->c, &ds->v[entered].at, &version);
+		entered += rc == 0;
+	}
+	if (rc == 0)
+		rc = doubt_wait(ds->c, version, (unsigned)d->quorum);
+	while (rc != 0 && entered > 0)
+		doubt_leave(d, &ds->v[--entered].at);
+	return rc;
+}
+
 static CO_FN int del_some(struct chan *c, const struct obj *objs, unsigned n)
 {
 	struct dist *d = c->layer->self;
@@ -527,6 +552,8 @@ static CO_FN int del_some(struct chan *c, const struct obj *objs, unsigned n)
 		ds.v[i].all = &ds;
 		rc = place_name(d->placing, objs[i].name, &ds.v[i].at);
 	}
+	if (rc == 0)
+		rc = del_begin(&ds);
 	if (rc != 0) {
 		free(ds.v);
 		return rc;
@@ -543,6 +570,8 @@ static CO_FN int del_some(struct chan *c, const struct obj *objs, unsigned n)
 	for (unsigned i = 0; i < n; i++)
 		if (ds.v[i].is_locked)
 			rangelock_unlock(&d->objects, &ds.v[i].hold);
+	for (unsigned i = 0; i < n; i++)
+		doubt_leave(d, &ds.v[i].at);
 	free(ds.v);
 	return rc;
 }

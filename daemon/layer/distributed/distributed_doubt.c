@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Where replicas may differ if the daemon ended now: the write hole, and what closes it.
+ *
+ * Shards are taken together in regions, REGION_SHARDS in a row; all that is no shard is one more region. A region is
+ *
+ *	clean		its replicas are equal, or marks say durably which are not
+ *	in doubt	a change is under way, or was not flushed since, or is not settled: named in the record, the
+ *			object `doubt` on the nodes (distributed_doubt_put.c), before the change begins
+ *
+ * and a volume that opens with a record makes the replicas of what is named there equal before they are read
+ * (doubt_mark_all; then as with all that is_unsettled).
+ *
+ * A change enters its region, waits until `quorum` nodes have a record with it, and leaves when it is through on all
+ * holders. Fewer than `quorum` nodes may be away at open, so one that has it is always there. A region that is in doubt
+ * already costs nothing, so a sequential writer pays one small put to each node in 2 * REGION_SHARDS shards (the region
+ * behind is named as well then), and a random one pays once for each region that it works in.
+ *
+ * A region leaves the record when nothing was changed in it for `clean`, what was changed is flushed, and all is
+ * settled; or earlier, those unused for longest first, when there are more than REGIONS_MAX. So the record is small,
+ * and few regions have to be looked at after a crash.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layer/distributed/distributed.h"
+#include "nbdrs/reactor.h"
+
+/* So many leave at a time when there are too many: a record for each would cost as much as the changes do. */
+enum { LEAVE_N = REGIONS_MAX / 8 };
+
+/* ---- regions; with the lock held ---- */
+
+static uint64_t region_of(const struct place *at)
+{
+	return at->is_shard ? at->shard / REGION_SHARDS : REGION_OTHERS;
+}
+
+static struct region *region_find(struct doubt *t, uint64_t n)
+{
+	struct region *g;
+
+	HASH_FIND(hh, t->table, &n, sizeof(n), g);
+	return g;
+}
+
+/* NULL: out of memory. */
+static struct region *region_need(struct doubt *t, uint64_t n)
+{
+	struct region *g = region_find(t, n);
+
+	if (g != NULL)
+		return g;
+	g = calloc(1, sizeof(*g));
+	if (g == NULL)
+		return NULL;
+	g->n = n;
+	HASH_ADD(hh, t->table, n, sizeof(g->n), g);
+	if (g->hh.tbl == NULL) {
+		free(g);
+		return NULL;
+	}
+	g->version = ++t->version;
+	g->used = now_ns();
+	list_add(&t->idle, &g->idle);
+	t->n++;
+	return g;
+}
+
+static void region_drop(struct doubt *t, struct region *g)
+{
+	HASH_DEL(t->table, g);
+	list_del(&g->idle);
+	free(g);
+	t->n--;
+}
+
+/* ---- leaving the record ---- */
+
+/* With d->lock held: replicas may differ, and no record of their own says so. */
+static bool is_open(const struct mark *m)
+{
+	return m->is_unsettled || m->behind_n > 0 || (m->stale & ~m->recorded) != 0;
+}
+
+static bool is_settled(struct dist *d, uint64_t n)
+{
+	bool is_so = true;
+	char name[32];
+
+	if (d->marks_n == 0)
+		return true;
+	pthread_mutex_lock(&d->lock);
+	if (n == REGION_OTHERS) {
+		list_for_each(m, &d->marks, struct mark, all)
+			is_so = is_so && (!is_open(m) || strncmp(m->name, "block-", 6) == 0);
+	} else {
+		for (unsigned i = 0; i < REGION_SHARDS && is_so; i++) {
+			const struct mark *m;
+
+			place_shard_name(n * REGION_SHARDS + i, name);
+			m = mark_find(d, name);
+			is_so = m == NULL || !is_open(m);
+		}
+	}
+	pthread_mutex_unlock(&d->lock);
+	return is_so;
+}
+
+static bool is_volatile(const struct dist *d)
+{
+	for (unsigned i = 0; i < d->placing->nodes; i++)
+		if (d->nodes[i].is_joined && d->layer->kids[i]->caps & CAN_FLUSH)
+			return true;
+	return false;
+}
+
+/*
+ * Takes up to `max` regions off that are clean and have not been used for `age`, those unused for longest first. True
+ * when a flush would make more of them clean.
+ */
+static bool drop_clean(struct dist *d, uint64_t age, unsigned max)
+{
+	struct doubt *t = &d->doubt;
+	bool needs_flush = false, is_less = false, has_cache = is_volatile(d);
+	uint64_t now = now_ns();
+
+	if (d->broken != 0)
+		return false; /* marks may be missing */
+	pthread_mutex_lock(&t->lock);
+	list_for_each(g, &t->idle, struct region, idle)
+	{
+		if (max == 0 || g->used + age > now)
+			break;
+		if (has_cache && g->needs_flush > t->flushed) {
+			needs_flush = true;
+		} else if (is_settled(d, g->n)) {
+			region_drop(t, g);
+			is_less = true;
+			max--;
+		}
+	}
+	t->version += is_less;
+	pthread_mutex_unlock(&t->lock);
+	return needs_flush;
+}
+
+void doubt_clean(struct chan *c, uint64_t age)
+{
+	struct dist *d = c->layer->self;
+
+	if (drop_clean(d, age, UINT_MAX) && dist_flush(c) == 0)
+		(void)drop_clean(d, age, UINT_MAX);
+	doubt_push(c);
+}
+
+/* The region unused for longest whose replicas are not settled; false = none. */
+static bool find_unsettled(struct dist *d, uint64_t *n)
+{
+	struct doubt *t = &d->doubt;
+	bool found = false;
+
+	pthread_mutex_lock(&t->lock);
+	list_for_each(g, &t->idle, struct region, idle)
+	{
+		found = !is_settled(d, g->n);
+		*n = g->n;
+		if (found)
+			break;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return found;
+}
+
+static CO_FN int settle_region(struct chan *c, uint64_t n)
+{
+	struct dist *d = c->layer->self;
+	int rc = n == REGION_OTHERS ? -EBUSY : 0; /* that one is small: the repair fiber does it */
+
+	for (unsigned i = 0; i < REGION_SHARDS && rc == 0; i++) {
+		struct place at;
+		struct obj obj;
+		char name[32];
+
+		place_shard_name(n * REGION_SHARDS + i, name);
+		(void)obj_set(&obj, name); /* a good name */
+		(void)place_name(d->placing, name, &at);
+		settle_first(c, &obj, &at);
+		if (mark_view(d, name).is_unsettled)
+			rc = holders_error(d, &at, all_of(&at));
+	}
+	return rc;
+}
+
+/* There are many regions in doubt and a change is about to add one. */
+static CO_FN int make_room(struct chan *c)
+{
+	struct dist *d = c->layer->self;
+	struct doubt *t = &d->doubt;
+	uint64_t n;
+	int rc = 0;
+
+	co_mutex_lock(&t->room);
+	if (t->n >= REGIONS_MAX && drop_clean(d, 0, LEAVE_N) && t->n >= REGIONS_MAX) {
+		rc = dist_flush(c);
+		(void)drop_clean(d, 0, LEAVE_N);
+	}
+	/* A crash may have left as many: mended in the background, or here when that is too slow. */
+	while (rc == 0 && t->n >= 2 * REGIONS_MAX && find_unsettled(d, &n)) {
+		rc = settle_region(c, n);
+		(void)drop_clean(d, 0, LEAVE_N);
+	}
+	co_mutex_unlock(&t->room);
+	/* Those under way are bounded by the requests that there are; only what can't be cleaned is refused. */
+	return t->n >= 2 * REGIONS_MAX ? rc : 0;
+}
+
+/* ---- changes ---- */
+
+/* One with one holder can't differ. */
+static bool is_safe(const struct place *at)
+{
+	return at->n == 1;
+}
+
+static bool is_known(struct doubt *t, const struct place *at)
+{
+	bool found;
+
+	pthread_mutex_lock(&t->lock);
+	found = region_find(t, region_of(at)) != NULL;
+	pthread_mutex_unlock(&t->lock);
+	return found;
+}
+
+int doubt_enter(struct chan *c, const struct place *at, uint64_t *version)
+{
+	struct dist *d = c->layer->self;
+	struct doubt *t = &d->doubt;
+	uint64_t n = region_of(at);
+	struct region *g;
+	bool is_new;
+	int rc = 0;
+
+	if (is_safe(at))
+		return 0;
+	if (unlikely(t->n >= REGIONS_MAX) && !is_known(t, at))
+		rc = make_room(c);
+	if (rc != 0)
+		return rc;
+	pthread_mutex_lock(&t->lock);
+	is_new = region_find(t, n) == NULL;
+	g = region_need(t, n);
+	if (g != NULL) {
+		if (g->changes++ == 0)
+			list_del(&g->idle);
+		*version = MAX(*version, g->version);
+		if (is_new && at->is_shard && n > 0 && region_find(t, n - 1) != NULL)
+			(void)region_need(t, n + 1); /* a guess; without memory it waits */
+	}
+	pthread_mutex_unlock(&t->lock);
+	return g != NULL ? 0 : -ENOMEM;
+}
+
+void doubt_leave(struct dist *d, const struct place *at)
+{
+	struct doubt *t = &d->doubt;
+	struct region *g;
+
+	if (is_safe(at))
+		return;
+	pthread_mutex_lock(&t->lock);
+	g = region_find(t, region_of(at)); /* stays while there are changes */
+	g->needs_flush = t->flushes + 1;
+	if (--g->changes == 0) {
+		g->used = now_ns();
+		list_add(&t->idle, &g->idle);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+int doubt_begin(struct chan *c, const struct place *at)
+{
+	struct dist *d = c->layer->self;
+	uint64_t version = 0;
+	int rc = doubt_enter(c, at, &version);
+
+	if (rc != 0)
+		return rc;
+	rc = doubt_wait(c, version, (unsigned)d->quorum);
+	if (rc != 0)
+		doubt_leave(d, at);
+	return rc;
+}
+
+/* ---- flush ---- */
+
+uint64_t doubt_flush_begins(struct dist *d)
+{
+	uint64_t number;
+
+	pthread_mutex_lock(&d->doubt.lock);
+	number = ++d->doubt.flushes;
+	pthread_mutex_unlock(&d->doubt.lock);
+	return number;
+}
+
+void doubt_flushed(struct dist *d, uint64_t number)
+{
+	pthread_mutex_lock(&d->doubt.lock);
+	d->doubt.flushed = MAX(d->doubt.flushed, number);
+	pthread_mutex_unlock(&d->doubt.lock);
+}
+
+/* ---- begin and end of the volume ---- */
+
+void doubt_init(struct dist *d)
+{
+	struct doubt *t = &d->doubt;
+
+	*t = (struct doubt){ .table = NULL };
+	(void)pthread_mutex_init(&t->lock, NULL); /* cannot fail for a default mutex */
+	co_mutex_init(&t->room);
+	co_wq_init(&t->wq);
+	list_init(&t->idle);
+	for (unsigned i = 0; i < NODES_MAX; i++)
+		t->copies[i].node = i;
+}
+
+void doubt_free(struct dist *d)
+{
+	struct doubt *t = &d->doubt;
+
+	list_for_each(g, &t->idle, struct region, idle) region_drop(t, g);
+	co_mutex_destroy(&t->room);
+	(void)pthread_mutex_destroy(&t->lock);
+}
+
+int doubt_add(struct dist *d, uint64_t n)
+{
+	struct region *g;
+
+	pthread_mutex_lock(&d->doubt.lock);
+	g = region_need(&d->doubt, n);
+	if (g != NULL)
+		g->needs_flush = 1; /* what the last daemon wrote may be volatile still */
+	pthread_mutex_unlock(&d->doubt.lock);
+	return g != NULL ? 0 : -ENOMEM;
+}
+
+static int mark_unsettled(struct dist *d, const char *name)
+{
+	struct place at;
+	struct mark *m;
+
+	if (place_name(d->placing, name, &at) != 0)
+		return 0; /* a record */
+	pthread_mutex_lock(&d->lock);
+	m = mark_need(d, name);
+	if (m != NULL && count(all_of(&at) & ~m->stale) > 1)
+		mark_set_unsettled(d, m, true);
+	if (m != NULL)
+		mark_done(d, m);
+	pthread_mutex_unlock(&d->lock);
+	return m != NULL ? 0 : -ENOMEM;
+}
+
+static int mark_other(void *arg, const char *stored, uint64_t size)
+{
+	return strncmp(stored, "block-", 6) == 0 ? 0 : mark_unsettled(arg, stored);
+}
+
+/* All objects that are no shards; there are few, but only a listing of everything finds them. */
+static CO_FN int mark_others(struct chan *c)
+{
+	struct dist *d = c->layer->self;
+	int rc = 0;
+
+	for (unsigned i = 0; i < d->placing->nodes && rc != -ENOMEM; i++) {
+		struct chan *kid;
+
+		if (d->nodes[i].is_joined && node_chan(c, i, &kid) == 0)
+			rc = ch_list(kid, "", mark_other, d); /* another node may have them too */
+	}
+	return rc == -ENOMEM ? rc : 0;
+}
+
+int doubt_mark_all(struct chan *c)
+{
+	struct dist *d = c->layer->self;
+	struct doubt *t = &d->doubt;
+	struct region *g, *next;
+	char name[32];
+	int rc = 0;
+
+	/* The volume is not open yet: nobody else uses the table. */
+	HASH_ITER(hh, t->table, g, next) {
+		if (g->n == REGION_OTHERS && rc == 0)
+			rc = mark_others(c);
+		for (unsigned i = 0; g->n != REGION_OTHERS && i < REGION_SHARDS && rc == 0; i++) {
+			place_shard_name(g->n * REGION_SHARDS + i, name);
+			rc = mark_unsettled(d, name);
+		}
+	}
+	if (t->n > 0)
+		log_warn(
+			"volume was not closed, replicas are compared layer=distributed regions=%u",
+			(unsigned)t->n);
+	return rc;
+}
+
+int doubt_end(struct chan *c)
+{
+	struct dist *d = c->layer->self;
+	struct doubt *t = &d->doubt;
+	uint64_t version;
+
+	pthread_mutex_lock(&t->lock);
+	list_for_each(g, &t->idle, struct region, idle) region_drop(t, g);
+	version = ++t->version;
+	pthread_mutex_unlock(&t->lock);
+	return doubt_wait(c, version, d->placing->nodes);
+}

@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * distributed, killed while it writes: replicas differ then, and still each place reads the same every time, whichever
+ * node serves it, and is not older than what was flushed. Recovery is cut off by the next kill as well.
+ *
+ *	test_distributed_crash --child CHAIN PIPE GENERATION	is the one that gets killed
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "conformance.h"
+#include "dist_help.h"
+#include "layer/distributed/distributed.h"
+#include "nbdrs/cleanup.h"
+#include "nbdrs/reactor.h"
+
+enum { ROUNDS = 25, SHARDS = 24, SLOTS = 4, SLOT = 4096, FIBERS = 8, NODES = 3 };
+
+/* Of slot s of a shard: SLOT times the same generation. */
+struct slot_word {
+	uint64_t generation, where;
+};
+
+/* ---- the child ---- */
+
+/* A line of the pipe: slot `where` was answered, or (flush) all that the fiber wrote before was flushed. */
+struct said {
+	uint32_t where, generation;
+	uint32_t is_flushed;
+};
+
+struct child {
+	struct chain *chain;
+	int pipe;
+	uint64_t first; /* generation */
+};
+
+struct writer {
+	struct child *child;
+	unsigned number;
+};
+
+static void fill_slot(uint8_t *data, uint64_t generation, uint64_t where)
+{
+	const struct slot_word w = { generation, where };
+
+	for (size_t at = 0; at < SLOT; at += sizeof(w))
+		memcpy(data + at, &w, sizeof(w));
+}
+
+/* Slots of its own shards, one after the other, at random, until somebody kills us. */
+static CO_FN void write_for_ever(void *arg)
+{
+	struct writer w = *(struct writer *)arg;
+	uint64_t random = w.child->first * 31 + w.number;
+	_cleanup_free_ uint8_t *data = malloc((size_t)SLOTS * SLOT);
+	int rc = 0;
+	struct chan *c = chain_chan(w.child->chain, &rc);
+
+	for (uint64_t generation = w.child->first; rc == 0 && data != NULL; generation++) {
+		unsigned shard =
+			w.number + FIBERS * (unsigned)random_below(&random, SHARDS / FIBERS);
+		unsigned slot = (unsigned)random_below(&random, SLOTS);
+		bool is_put = random_below(&random, 6) == 0;
+		struct said said = { shard * SLOTS + slot, (uint32_t)generation, 0 };
+		char name[32];
+		struct obj obj;
+		struct iovec v;
+
+		place_shard_name(shard, name);
+		(void)obj_set(&obj, name);
+		for (unsigned i = 0; i < SLOTS; i++)
+			fill_slot(data + (size_t)i * SLOT, generation,
+				  shard * SLOTS + (is_put ? i : slot));
+		if (is_put) {
+			struct iov iov = iov_one(&v, data, (size_t)SLOTS * SLOT);
+			struct put put = { .obj = &obj, .iov = &iov };
+
+			rc = ch_put(c, &put, NULL);
+		} else {
+			struct iov iov = iov_one(&v, data, SLOT);
+
+			rc = ch_write(c, (struct ext){ &obj, (uint64_t)slot * SLOT, SLOT }, &iov,
+				      0);
+		}
+		if (rc == 0 && random_below(&random, 10) == 0) {
+			rc = ch_flush(c);
+			said.is_flushed = 1;
+		}
+		if (rc == 0 && write(w.child->pipe, &said, sizeof(said)) != sizeof(said))
+			return;
+	}
+	fprintf(stderr, "child: %s\n", err_name(rc));
+}
+
+static CO_FN int child_run(void *arg)
+{
+	struct child *child = arg;
+	struct writer w[FIBERS];
+	struct co_group g = CO_GROUP_INIT;
+	struct err err;
+	int rc = chain_open(child->chain, &err);
+
+	if (rc) {
+		fprintf(stderr, "child: %s\n", err.msg);
+		return rc;
+	}
+	for (unsigned i = 0; i < FIBERS; i++) {
+		w[i] = (struct writer){ child, i };
+		co_group_spawn(&g, write_for_ever, &w[i]);
+	}
+	co_group_wait(&g);
+	return -EIO;
+}
+
+static int child_main(char **argv)
+{
+	struct child child = { .pipe = (int)strtol(argv[1], NULL, 10),
+			       .first = strtoull(argv[2], NULL, 10) };
+	struct spec *spec = NULL;
+	struct err err = { "" };
+
+	if (spec_parse(argv[0], &spec, &err) != 0 ||
+	    chain_build_keyed(spec, false, &child.chain, &err) != 0) {
+		fprintf(stderr, "child: %s\n", err.msg);
+		return 1;
+	}
+	conform_start();
+	(void)reactor_call_blocking(reactor_get(0), child_run, &child);
+	return 1;
+}
+
+static pid_t start_child(const char *text, int pipe_fd, uint64_t first)
+{
+	char fd[16], generation[24];
+	char *argv[] = { (char *)(uintptr_t) "test_distributed_crash",
+			 (char *)(uintptr_t) "--child",
+			 (char *)(uintptr_t)text,
+			 fd,
+			 generation,
+			 NULL };
+	pid_t pid;
+
+	(void)snprintf(fd, sizeof(fd), "%d", pipe_fd);
+	(void)snprintf(generation, sizeof(generation), "%ju", (uintmax_t)first);
+	pid = fork();
+	if (pid == 0) {
+		int null = open("/dev/null", O_WRONLY);
+
+		(void)dup2(null, STDOUT_FILENO);
+		(void)fcntl(pipe_fd, F_SETFD, 0);
+		execv("/proc/self/exe", argv);
+		_exit(127);
+	}
+	return pid;
+}
+
+/* ---- the parent ---- */
+
+struct crash {
+	char folder[256], child_text[1200], text[1600];
+	bool forgets; /* the record is deleted before it is looked at: it was needed, then */
+	uint64_t flushed[SHARDS * SLOTS]; /* generation that a flush promised */
+	uint64_t last;                    /* generation anybody has seen */
+	unsigned flips;                   /* slots that read as something else with a node away */
+	char failure[600];
+};
+
+/* Lets the child say so much, kills it, takes in what it had said by then. */
+static void kill_after(struct crash *k, pid_t pid, int fd, unsigned answers)
+{
+	uint64_t answered[SHARDS * SLOTS] = { 0 };
+	struct said s;
+	int status;
+
+	for (unsigned n = 0; read(fd, &s, sizeof(s)) == sizeof(s); n++) {
+		assert_true(s.where < SHARDS * SLOTS);
+		answered[s.where] = s.generation;
+		k->last = MAX(k->last, s.generation);
+		/* What this fiber had said before; another one's lines may have been written later than its flush. */
+		for (unsigned i = 0; s.is_flushed && i < SHARDS * SLOTS; i++)
+			if (i / SLOTS % FIBERS == s.where / SLOTS % FIBERS)
+				k->flushed[i] = MAX(k->flushed[i], answered[i]);
+		if (n == answers)
+			assert_int_equal(kill(pid, SIGKILL), 0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (!WIFSIGNALED(status))
+		fail_msg("the child has ended by itself: %x", (unsigned)status);
+}
+
+static CO_FN int crash_fail(struct crash *k, const char *what, unsigned where, uint64_t a,
+			    uint64_t b)
+{
+	(void)snprintf(k->failure, sizeof(k->failure), "block-%u slot %u: %s: %ju, %ju",
+		       where / SLOTS, where % SLOTS, what, (uintmax_t)a, (uintmax_t)b);
+	return -EIO;
+}
+
+/* The generation in a slot; 0 = never written. An error when it is torn. */
+static CO_FN int read_slot(struct crash *k, struct chan *c, unsigned where, uint64_t *generation)
+{
+	uint8_t data[SLOT / 2], want[SLOT];
+	char name[32];
+	struct obj obj;
+	struct iovec v;
+	struct iov iov = iov_one(&v, data, sizeof(data));
+	struct slot_word w;
+	int rc;
+
+	/* The first half of it: frames are small. */
+	place_shard_name(where / SLOTS, name);
+	(void)obj_set(&obj, name);
+	rc = ch_read(c, (struct ext){ &obj, (uint64_t)(where % SLOTS) * SLOT, sizeof(data) }, &iov,
+		     0);
+	*generation = 0;
+	if (rc != 0)
+		return rc == -ENOENT ? 0 : rc;
+	memcpy(&w, data, sizeof(w));
+	fill_slot(want, w.generation, where);
+	if (w.generation != 0 && memcmp(data, want, sizeof(data)) != 0)
+		return crash_fail(k, "torn", where, w.generation, w.where);
+	*generation = w.generation;
+	return 0;
+}
+
+static void switch_node(const struct crash *k, unsigned node, bool is_off)
+{
+	char path[300];
+
+	(void)snprintf(path, sizeof(path), "%s/off%u", k->folder, node);
+	if (is_off)
+		close(open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+	else
+		(void)unlink(path);
+}
+
+/* Reads it all once, and again with each node in turn away: it is the same, or only the one that is away has it. */
+static CO_FN int look_at_slots(struct crash *k, struct chan *c)
+{
+	uint64_t first[SHARDS * SLOTS], now;
+	int rc = 0;
+
+	for (unsigned i = 0; i < SHARDS * SLOTS && rc == 0; i++) {
+		rc = read_slot(k, c, i, &first[i]);
+		if (rc == 0 && !k->forgets && first[i] < k->flushed[i])
+			return crash_fail(k, "older than what was flushed", i, first[i],
+					  k->flushed[i]);
+		k->last = MAX(k->last, first[i]);
+	}
+	for (unsigned node = 0; node < NODES; node++) {
+		switch_node(k, node, true);
+		for (unsigned i = 0; i < SHARDS * SLOTS && rc == 0; i++) {
+			rc = read_slot(k, c, i, &now);
+			if (rc == -ETIMEDOUT)
+				rc = 0;
+			else if (rc == 0 && now != first[i])
+				k->flips++;
+		}
+		switch_node(k, node, false);
+	}
+	return rc;
+}
+
+static CO_FN int look(void *arg)
+{
+	struct crash *k = arg;
+	struct spec *spec = NULL;
+	struct chain *chain = NULL;
+	struct chan *c = NULL;
+	struct err err = { "" };
+	int rc = spec_parse(k->text, &spec, &err);
+
+	if (rc == 0)
+		rc = chain_build_keyed(spec, false, &chain, &err);
+	if (rc == 0)
+		rc = chain_open(chain, &err);
+	if (rc)
+		(void)snprintf(k->failure, sizeof(k->failure), "%.500s", err.msg);
+	else
+		c = chain_chan(chain, &rc);
+	if (c)
+		rc = look_at_slots(k, c);
+	if (rc && !k->failure[0])
+		(void)snprintf(k->failure, sizeof(k->failure), "%s", err_name(rc));
+	if (c)
+		(void)chain_close(chain);
+	chain_free(chain);
+	spec_free(spec);
+	return 0;
+}
+
+static void forget_record(const struct crash *k)
+{
+	char path[300];
+
+	for (unsigned i = 0; i < NODES; i++) {
+		(void)snprintf(path, sizeof(path), "%s/n%u/doubt", k->folder, i);
+		(void)unlink(path);
+	}
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+	return remove(path);
+}
+
+/* "@" of the chains is the folder. */
+static void expand(const struct crash *k, const char *text, char *out, size_t room)
+{
+	size_t n = 0;
+
+	for (const char *p = text; *p && n + sizeof(k->folder) < room; p++)
+		n += (size_t)snprintf(out + n, room - n, *p == '@' ? "%s" : "%.1s",
+				      *p == '@' ? k->folder : p);
+}
+
+/* Kills many times, and counts what reads as this and as that. */
+static unsigned crash_rounds(const char *child, const char *parent, bool forgets)
+{
+	struct crash k = { .forgets = forgets };
+	uint64_t seed = 4711;
+
+	(void)snprintf(k.folder, sizeof(k.folder), "%s/nbdrs-crash-XXXXXX",
+		       access("/dev/shm", W_OK) == 0 ? "/dev/shm" : conform_tmp());
+	assert_non_null(mkdtemp(k.folder));
+	for (unsigned i = 0; i < NODES; i++) {
+		char path[300];
+
+		(void)snprintf(path, sizeof(path), "%s/n%u", k.folder, i);
+		assert_int_equal(mkdir(path, 0700), 0);
+	}
+	expand(&k, child, k.child_text, sizeof(k.child_text));
+	expand(&k, parent, k.text, sizeof(k.text));
+	for (unsigned round = 0; round < ROUNDS && !k.failure[0]; round++) {
+		int pipes[2];
+		pid_t pid;
+
+		assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+		pid = start_child(k.child_text, pipes[1], k.last + 100);
+		assert_true(pid > 0);
+		close(pipes[1]);
+		kill_after(&k, pid, pipes[0], (unsigned)random_below(&seed, 60));
+		close(pipes[0]);
+		if (forgets)
+			forget_record(&k);
+		/* Two kills in a row now and then: the first one's recovery is cut off. */
+		if (random_below(&seed, 3) == 0)
+			continue;
+		assert_int_equal(reactor_call_blocking(reactor_get(0), look, &k), 0);
+		if (k.failure[0])
+			fail_msg("round %u: %s", round, k.failure);
+	}
+	(void)nftw(k.folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	return k.flips;
+}
+
+#define SLOW(i) "delay[write=200us,jitter=1ms]:file:@/n" #i "/"
+#define OFF(i)  "fault[file=@/off" #i ",ops=read|stat,error=ETIMEDOUT]:file:@/n" #i "/"
+
+static const struct {
+	const char *options;
+} kinds[] = {
+	{ "replicas=2" },
+	{ "replicas=3,quorum=2" },
+	{ "replicas=2,quorum=1,read=first" },
+};
+
+static void test_crash(void **state)
+{
+	char child[400], parent[400];
+
+	for (unsigned i = 0; i < ARRAY_LEN(kinds); i++) {
+		unsigned flips, without;
+
+		(void)snprintf(child, sizeof(child),
+			       "distributed[%s,clean=20ms,recheck=10ms]{%s,%s,%s}",
+			       kinds[i].options, "file:@/n0/", SLOW(1), SLOW(2));
+		/* Nobody mends in the background what the test wants to see. */
+		(void)snprintf(parent, sizeof(parent), "distributed[%s,recheck=1h]{%s,%s,%s}",
+			       kinds[i].options, OFF(0), OFF(1), OFF(2));
+		flips = crash_rounds(child, parent, false);
+		without = i == 0 ? crash_rounds(child, parent, true) : 0;
+		printf("%s: %u kills: %u reads differ (without the record: %u)\n", kinds[i].options,
+		       ROUNDS, flips, without);
+		assert_int_equal(flips, 0);
+		assert_true(without > 0 || i > 0); /* or this test sees nothing */
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_crash),
+	};
+	int failed;
+
+	if (argc == 5 && strcmp(argv[1], "--child") == 0)
+		return child_main(argv + 2);
+	conform_start();
+	failed = cmocka_run_group_tests_name("distributed, killed", tests, NULL, NULL);
+	conform_stop();
+	return failed;
+}
