@@ -281,6 +281,80 @@ static CO_FN int flush_fails(void *arg)
 	return dist_same_everywhere(r, 3);
 }
 
+struct turning {
+	struct dist *d;
+	struct co_group group;
+	bool stop;
+};
+
+/* What the repair fiber does to the order of marks while a flush looks through them. */
+static CO_FN void turn(void *arg)
+{
+	struct turning *t = arg;
+
+	while (!t->stop) {
+		pthread_mutex_lock(&t->d->lock);
+		if (!list_empty(&t->d->marks))
+			list_add(&t->d->marks, list_pop(&t->d->marks));
+		pthread_mutex_unlock(&t->d->lock);
+		co_sleep(200000);
+	}
+}
+
+/* A flush that owes several objects looks at each of them. */
+static CO_FN int all_debts(void *arg)
+{
+	struct store_run *r = arg;
+	struct turning t = { .d = chain_top(r->chain)->self, .group = CO_GROUP_INIT };
+	struct dist *d = t.d;
+	int rc;
+
+	for (unsigned n = 0; n < 96; n += 3) { /* on nodes 0 and 1 */
+		struct place at;
+		char name[32];
+
+		(void)snprintf(name, sizeof(name), "block-%u", n);
+		CHECK(r, dist_put_byte(store_chan(r), name, 'a', DIST_LEN) == 0);
+		(void)place_name(d->placing, name, &at);
+		/* As after a flush that node 1 failed; every other one was stale before. */
+		pthread_mutex_lock(&d->lock);
+		mark_set_stale(d, mark_need(d, name), &at, 2);
+		mark_set_owed(d, mark_find(d, name), n % 2 == 0);
+		pthread_mutex_unlock(&d->lock);
+	}
+	co_group_spawn(&t.group, turn, &t);
+	rc = ch_flush(store_chan(r));
+	t.stop = true;
+	co_group_wait(&t.group);
+	CHECK(r, rc == 0 && d->owed_n == 0, "flush: %s, and %u objects are not safe", err_name(rc),
+	      (unsigned)d->owed_n);
+	return 0;
+}
+
+static void count_flushes(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum)
+{
+	if (strcmp(l->ops->name, "mem") == 0)
+		*(uint64_t *)arg += sum->ops[CH_FLUSH];
+}
+
+static CO_FN int flush_once(struct store_run *r, unsigned i, void *arg)
+{
+	return ch_flush(store_chan(r));
+}
+
+/* Those who wait for a flush that is on its way share the next one. */
+static CO_FN int shared_flush(void *arg)
+{
+	struct store_run *r = arg;
+	uint64_t n = 0;
+
+	CHECK(r, dist_write_byte(store_chan(r), "block-0", 0, 'a', DIST_LEN, 0) == 0);
+	CHECK(r, store_fibers(r, 60, flush_once, NULL) == 0);
+	chain_each(r->chain, count_flushes, &n);
+	CHECK(r, n >= 6 && n <= 3 * 8, "%ju flushes of 3 nodes for 60", (uintmax_t)n);
+	return 0;
+}
+
 static void test_flush(void **state)
 {
 	dist_run("distributed[replicas=2,quorum=1,recheck=5ms]"
@@ -293,6 +367,8 @@ static void test_flush(void **state)
 	dist_run(
 		"distributed[replicas=2,recheck=5ms]{mem,fault[file=@/off1,ops=flush|put]:mem,mem}",
 		flush_fails);
+	dist_run("distributed[replicas=2,recheck=1h]{mem,delay[write=2ms]:mem,mem}", all_debts);
+	dist_run("distributed[replicas=2]{mem,delay[flush=20ms]:mem,mem}", shared_flush);
 }
 
 int main(int argc, char **argv)

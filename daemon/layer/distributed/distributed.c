@@ -161,6 +161,7 @@ static int dist_init(struct layer *l, struct err *err)
 	list_init(&d->marks);
 	list_init(&d->dirty);
 	list_init(&d->flushing);
+	list_init(&d->owed);
 	list_init(&d->jobs);
 	co_wq_init(&d->quiet);
 	co_wq_init(&d->work);
@@ -186,12 +187,13 @@ static int check_joined(struct layer *l, struct err *err)
 		}
 	if (away < d->quorum)
 		return 0;
-	return err_set(err, d->nodes[first].error,
-		       "layer distributed: node %u of %u is away (%s)%s; with quorum=%" PRIu64
-		       " at most %" PRIu64 " may be, or old data could be served. Bring it back; if it is "
-		       "lost for good, put an empty store in its place, which is filled from the others",
-		       first, l->kids_n, err_name(d->nodes[first].error),
-		       away > 1 ? " and others too" : "", d->quorum, d->quorum - 1);
+	return err_set(
+		err, d->nodes[first].error,
+		"layer distributed: node %u of %u is away (%s)%s; with quorum=%" PRIu64
+		" at most %" PRIu64 " may be, or old data could be served. Bring it back; if it is "
+		"lost for good, put an empty store in its place, which is filled from the others",
+		first, l->kids_n, err_name(d->nodes[first].error),
+		away > 1 ? " and others too" : "", d->quorum, d->quorum - 1);
 }
 
 /* What all nodes can; a node that comes later must be able to as well. */

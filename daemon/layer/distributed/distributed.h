@@ -140,6 +140,7 @@ struct mark {
 	bool is_owed;       /* answered, and then too few had it: the next flush must see to it */
 	struct list all;    /* dist.marks */
 	struct list in_flush; /* dist.dirty or dist.flushing */
+	struct list owing;    /* dist.owed, while is_owed */
 	UT_hash_handle hh;
 	char name[]; /* as seen from above */
 };
@@ -166,6 +167,7 @@ struct dist {
 	uint64_t background_len; /* bytes that answered requests still hold */
 	struct list dirty,
 		flushing; /* struct mark: written since the last flush, of the running one */
+	struct list owed; /* struct mark: is_owed; the running flush goes through it */
 	_Atomic uint64_t dirty_n, owed_n, unsettled_n;
 	struct list jobs;   /* answered requests that still run; oldest first */
 	uint64_t ticket;    /* of the newest */
@@ -275,6 +277,9 @@ CO_FN int doubt_enter(struct chan *c, const struct place *at, uint64_t *version)
 void doubt_leave(struct dist *d, const struct place *at);
 /* Until `need` nodes have that version of the record. */
 CO_FN int doubt_wait(struct chan *c, uint64_t version, unsigned need);
+/* The number of the next flush that begins; whether that one, or a later one, went well. */
+uint64_t doubt_flush_next(struct dist *d);
+bool doubt_is_flushed(struct dist *d, uint64_t number);
 /* A flush begins: its number; and was good: changes that had been left before it began need no more. */
 uint64_t doubt_flush_begins(struct dist *d);
 void doubt_flushed(struct dist *d, uint64_t number);

@@ -298,6 +298,26 @@ int doubt_begin(struct chan *c, const struct place *at)
 
 /* ---- flush ---- */
 
+uint64_t doubt_flush_next(struct dist *d)
+{
+	uint64_t number;
+
+	pthread_mutex_lock(&d->doubt.lock);
+	number = d->doubt.flushes + 1;
+	pthread_mutex_unlock(&d->doubt.lock);
+	return number;
+}
+
+bool doubt_is_flushed(struct dist *d, uint64_t number)
+{
+	bool is_so;
+
+	pthread_mutex_lock(&d->doubt.lock);
+	is_so = d->doubt.flushed >= number;
+	pthread_mutex_unlock(&d->doubt.lock);
+	return is_so;
+}
+
 uint64_t doubt_flush_begins(struct dist *d)
 {
 	uint64_t number;

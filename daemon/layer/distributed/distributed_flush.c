@@ -22,6 +22,10 @@ void mark_set_owed(struct dist *d, struct mark *m, bool is_owed)
 		return;
 	m->is_owed = is_owed;
 	d->owed_n += is_owed ? 1 : UINT64_MAX;
+	if (is_owed)
+		list_add(&d->owed, &m->owing);
+	else
+		list_del(&m->owing);
 }
 
 void note_dirty(struct chan *c, const char *name, const struct place *at, uint64_t holders)
@@ -45,15 +49,6 @@ void note_dirty(struct chan *c, const char *name, const struct place *at, uint64
 		m->dirty |= dirty;
 	}
 	pthread_mutex_unlock(&d->lock);
-}
-
-void flush_if_much(struct chan *c)
-{
-	struct dist *d = c->layer->self;
-
-	if (unlikely(d->dirty_n > DIRTY_MAX))
-		(void)dist_flush(
-			c); /* what it finds is marked, and told by the client's own flush */
 }
 
 static CO_FN int flush_holder(struct each *e, unsigned r, struct chan *kid)
@@ -117,19 +112,19 @@ static CO_FN bool lost_in_flush(struct chan *c, const char *name, const struct p
 	return is_left;
 }
 
+/* One of the `left` objects to look at: the list is turned by the running flush only, so it comes to each of them. */
 static bool take_owed(struct dist *d, uint64_t *left, char name[OBJ_NAME_MAX + 1])
 {
-	bool found = false;
+	bool found;
 
 	pthread_mutex_lock(&d->lock);
-	for (; *left > 0 && !found && !list_empty(&d->marks); --*left) {
-		struct mark *m = list_entry(d->marks.next, struct mark, all);
+	found = *left > 0 && !list_empty(&d->owed);
+	if (found) {
+		struct mark *m = list_entry(list_pop(&d->owed), struct mark, owing);
 
-		list_del(&m->all);
-		list_add(&d->marks, &m->all);
-		found = m->is_owed;
-		if (found)
-			(void)snprintf(name, OBJ_NAME_MAX + 1, "%s", m->name);
+		list_add(&d->owed, &m->owing);
+		(void)snprintf(name, OBJ_NAME_MAX + 1, "%s", m->name);
+		--*left;
 	}
 	pthread_mutex_unlock(&d->lock);
 	return found;
@@ -139,11 +134,11 @@ static bool take_owed(struct dist *d, uint64_t *left, char name[OBJ_NAME_MAX + 1
 static CO_FN int pay_debts(struct chan *c)
 {
 	struct dist *d = c->layer->self;
-	uint64_t left = d->marks_n;
+	uint64_t left = d->owed_n;
 	char name[OBJ_NAME_MAX + 1];
 	int rc = 0;
 
-	while (d->owed_n > 0 && take_owed(d, &left, name)) {
+	while (take_owed(d, &left, name)) {
 		struct range_hold hold;
 		struct place at;
 		struct obj obj;
@@ -196,16 +191,14 @@ static CO_FN int flush_nodes(struct chan *c)
 	return rc != 0 ? rc : owed;
 }
 
-int dist_flush(struct chan *c)
+/* With flush_one held. */
+static CO_FN int flush_now(struct chan *c)
 {
 	struct dist *d = c->layer->self;
-	uint64_t number;
+	/* Before `dirty` is taken: what is changed from here on may be in there, or not. */
+	uint64_t number = doubt_flush_begins(d);
 	int rc;
 
-	wait_for_jobs(d);
-	co_mutex_lock(&d->flush_one);
-	number = doubt_flush_begins(
-		d); /* before `dirty` is taken: what it does not cover is in neither */
 	pthread_mutex_lock(&d->lock);
 	if (!list_empty(&d->dirty))
 		list_take(&d->flushing, &d->dirty);
@@ -219,6 +212,35 @@ int dist_flush(struct chan *c)
 	rc = flush_nodes(c);
 	if (rc == 0)
 		doubt_flushed(d, number);
+	return rc;
+}
+
+/* Until a flush went well that began after the call: all who wait for the running one share the next. */
+int dist_flush(struct chan *c)
+{
+	struct dist *d = c->layer->self;
+	uint64_t wanted;
+	int rc = 0;
+
+	wait_for_jobs(d);
+	wanted = doubt_flush_next(d);
+	co_mutex_lock(&d->flush_one);
+	if (!doubt_is_flushed(d, wanted))
+		rc = flush_now(c);
 	co_mutex_unlock(&d->flush_one);
 	return d->broken != 0 ? d->broken : rc;
+}
+
+void flush_if_much(struct chan *c)
+{
+	struct dist *d = c->layer->self;
+
+	if (likely(d->dirty_n <= DIRTY_MAX))
+		return;
+	wait_for_jobs(d);
+	co_mutex_lock(&d->flush_one);
+	if (d->dirty_n > DIRTY_MAX)
+		(void)flush_now(
+			c); /* what it finds is marked, and told by the client's own flush */
+	co_mutex_unlock(&d->flush_one);
 }

@@ -198,6 +198,7 @@ struct mark *mark_need(struct dist *d, const char *name)
 		return NULL;
 	}
 	list_init(&m->in_flush);
+	list_init(&m->owing);
 	list_add(&d->marks, &m->all);
 	atomic_fetch_add(&d->marks_n, 1);
 	return m;
@@ -483,8 +484,8 @@ int settle(struct chan *c, const char *name, const struct place *at, uint64_t tr
 	if (recorded != 0)
 		return recorded;
 	v = mark_view(d, name);
-	if (v.stale != 0)
-		wake_repair(d);
+	if (v.stale & holders_up(d, at))
+		wake_repair(d); /* else when its node is back: not by each write meanwhile */
 	if (count(ok & ~v.stale) >= quorum_of(d, at))
 		return 0;
 	return rc != 0 ? rc : holders_error(d, at, v.stale);

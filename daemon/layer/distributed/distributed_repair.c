@@ -282,14 +282,16 @@ static bool needs_work(struct dist *d, const struct mark *m, const struct place 
 	return m->lingering != 0 && up == all_of(at);
 }
 
-/* The next object to work on; false = the round is over. */
-static bool take(struct round *rd, char name[OBJ_NAME_MAX + 1], struct place *at)
+/* So many marks are looked at before others get their turn. */
+enum { LOOK_N = 128 };
+
+/* One of the next LOOK_N objects that needs work; false = none. With the lock held. */
+static bool take_near(struct round *rd, char name[OBJ_NAME_MAX + 1], struct place *at)
 {
 	struct dist *d = rd->c->layer->self;
 	bool found = false;
 
-	pthread_mutex_lock(&d->lock);
-	while (!found && rd->left > 0 && !d->is_stopping && !list_empty(&d->marks)) {
+	for (unsigned i = 0; i < LOOK_N && !found && rd->left > 0 && !list_empty(&d->marks); i++) {
 		struct mark *m = list_entry(d->marks.next, struct mark, all);
 
 		rd->left--;
@@ -301,7 +303,22 @@ static bool take(struct round *rd, char name[OBJ_NAME_MAX + 1], struct place *at
 		if (found)
 			(void)snprintf(name, OBJ_NAME_MAX + 1, "%s", m->name);
 	}
-	pthread_mutex_unlock(&d->lock);
+	return found;
+}
+
+/* The next object to work on; false = the round is over. */
+static CO_FN bool take(struct round *rd, char name[OBJ_NAME_MAX + 1], struct place *at)
+{
+	struct dist *d = rd->c->layer->self;
+	bool found = false;
+
+	while (!found && rd->left > 0 && !d->is_stopping && d->marks_n > 0) {
+		pthread_mutex_lock(&d->lock);
+		found = take_near(rd, name, at);
+		pthread_mutex_unlock(&d->lock);
+		if (!found)
+			co_yield();
+	}
 	return found;
 }
 
