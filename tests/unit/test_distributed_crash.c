@@ -28,7 +28,7 @@
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
 
-enum { ROUNDS = 25, SHARDS = 24, SLOTS = 4, SLOT = 4096, FIBERS = 8, NODES = 3 };
+enum { ROUNDS = 15, ROUNDS_FULL = 100, SHARDS = 24, SLOTS = 4, SLOT = 4096, FIBERS = 8, NODES = 3 };
 
 /* Of slot s of a shard: SLOT times the same generation. */
 struct slot_word {
@@ -97,12 +97,12 @@ static CO_FN void write_for_ever(void *arg)
 			rc = ch_write(c, (struct ext){ &obj, (uint64_t)slot * SLOT, SLOT }, &iov,
 				      0);
 		}
-		if (rc == 0 && random_below(&random, 10) == 0) {
-			rc = ch_flush(c);
-			said.is_flushed = 1;
-		}
+		if (rc == 0 && random_below(&random, 10) == 0)
+			said.is_flushed = ch_flush(c) == 0;
 		if (rc == 0 && write(w.child->pipe, &said, sizeof(said)) != sizeof(said))
 			return;
+		if (rc == -EAGAIN)
+			rc = 0; /* a fault: old or new */
 	}
 	fprintf(stderr, "child: %s\n", err_name(rc));
 }
@@ -176,7 +176,8 @@ struct crash {
 	bool forgets; /* the record is deleted before it is looked at: it was needed, then */
 	uint64_t flushed[SHARDS * SLOTS]; /* generation that a flush promised */
 	uint64_t last;                    /* generation anybody has seen */
-	unsigned flips;                   /* slots that read as something else with a node away */
+	uint64_t seen[SHARDS * SLOTS];    /* since the last kill; UNKNOWN = not read yet */
+	unsigned flips, unread;           /* reads: of something else than was seen; that failed */
 	char failure[600];
 };
 
@@ -249,27 +250,47 @@ static void switch_node(const struct crash *k, unsigned node, bool is_off)
 		(void)unlink(path);
 }
 
+/* What could not be read: its only good replica is away. */
+#define UNKNOWN UINT64_MAX
+
+static CO_FN int read_or_not(struct crash *k, struct chan *c, unsigned where, uint64_t *generation)
+{
+	int rc = read_slot(k, c, where, generation);
+
+	if (rc == 0 || k->failure[0])
+		return rc;
+	*generation = UNKNOWN;
+	return 0;
+}
+
+static void compare_slot(struct crash *k, unsigned where, uint64_t now)
+{
+	k->unread += now == UNKNOWN;
+	if (now == UNKNOWN || now == k->seen[where])
+		return;
+	if (k->seen[where] != UNKNOWN)
+		k->flips++;
+	k->seen[where] = now;
+	k->last = MAX(k->last, now);
+}
+
 /* Reads it all once, and again with each node in turn away: it is the same, or only the one that is away has it. */
 static CO_FN int look_at_slots(struct crash *k, struct chan *c)
 {
-	uint64_t first[SHARDS * SLOTS], now;
+	uint64_t now = 0;
 	int rc = 0;
 
 	for (unsigned i = 0; i < SHARDS * SLOTS && rc == 0; i++) {
-		rc = read_slot(k, c, i, &first[i]);
-		if (rc == 0 && !k->forgets && first[i] < k->flushed[i])
-			return crash_fail(k, "older than what was flushed", i, first[i],
-					  k->flushed[i]);
-		k->last = MAX(k->last, first[i]);
+		rc = read_or_not(k, c, i, &now);
+		if (rc == 0 && !k->forgets && now < k->flushed[i])
+			return crash_fail(k, "older than what was flushed", i, now, k->flushed[i]);
+		compare_slot(k, i, now);
 	}
 	for (unsigned node = 0; node < NODES; node++) {
 		switch_node(k, node, true);
 		for (unsigned i = 0; i < SHARDS * SLOTS && rc == 0; i++) {
-			rc = read_slot(k, c, i, &now);
-			if (rc == -ETIMEDOUT)
-				rc = 0;
-			else if (rc == 0 && now != first[i])
-				k->flips++;
+			rc = read_or_not(k, c, i, &now);
+			compare_slot(k, i, now);
 		}
 		switch_node(k, node, false);
 	}
@@ -314,6 +335,15 @@ static void forget_record(const struct crash *k)
 	}
 }
 
+static void move_node(const struct crash *k, bool is_gone)
+{
+	char here[300], there[300];
+
+	(void)snprintf(here, sizeof(here), "%s/n2", k->folder);
+	(void)snprintf(there, sizeof(there), "%s/n2.gone", k->folder);
+	assert_int_equal(is_gone ? rename(here, there) : rename(there, here), 0);
+}
+
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
 {
 	return remove(path);
@@ -329,11 +359,21 @@ static void expand(const struct crash *k, const char *text, char *out, size_t ro
 				      *p == '@' ? k->folder : p);
 }
 
+/* NBDRS_FULL=1: for longer. */
+static unsigned rounds_n(void)
+{
+	const char *full = getenv("NBDRS_FULL");
+
+	return full != NULL && strcmp(full, "1") == 0 ? ROUNDS_FULL : ROUNDS;
+}
+
 /* Kills many times, and counts what reads as this and as that. */
-static unsigned crash_rounds(const char *child, const char *parent, bool forgets)
+static unsigned crash_rounds(const char *child, const char *parent, bool forgets, bool may_miss,
+			     unsigned *unread)
 {
 	struct crash k = { .forgets = forgets };
 	uint64_t seed = 4711;
+	const unsigned rounds = rounds_n();
 
 	(void)snprintf(k.folder, sizeof(k.folder), "%s/nbdrs-crash-XXXXXX",
 		       access("/dev/shm", W_OK) == 0 ? "/dev/shm" : conform_tmp());
@@ -346,7 +386,7 @@ static unsigned crash_rounds(const char *child, const char *parent, bool forgets
 	}
 	expand(&k, child, k.child_text, sizeof(k.child_text));
 	expand(&k, parent, k.text, sizeof(k.text));
-	for (unsigned round = 0; round < ROUNDS && !k.failure[0]; round++) {
+	for (unsigned round = 0; round < rounds && !k.failure[0]; round++) {
 		int pipes[2];
 		pid_t pid;
 
@@ -361,44 +401,62 @@ static unsigned crash_rounds(const char *child, const char *parent, bool forgets
 		/* Two kills in a row now and then: the first one's recovery is cut off. */
 		if (random_below(&seed, 3) == 0)
 			continue;
-		assert_int_equal(reactor_call_blocking(reactor_get(0), look, &k), 0);
+		memset(k.seen, 0xff, sizeof(k.seen)); /* UNKNOWN */
+		if (may_miss && random_below(&seed, 2) == 0) {
+			/* What is seen without node 2 is what is seen with it later. */
+			move_node(&k, true);
+			assert_int_equal(reactor_call_blocking(reactor_get(0), look, &k), 0);
+			move_node(&k, false);
+		}
+		if (!k.failure[0])
+			assert_int_equal(reactor_call_blocking(reactor_get(0), look, &k), 0);
 		if (k.failure[0])
 			fail_msg("round %u: %s", round, k.failure);
 	}
 	(void)nftw(k.folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	*unread = k.unread;
 	return k.flips;
 }
 
 #define SLOW(i) "delay[write=200us,jitter=1ms]:file:@/n" #i "/"
 #define OFF(i)  "fault[file=@/off" #i ",ops=read|stat,error=ETIMEDOUT]:file:@/n" #i "/"
 
+#define BAD(i)  "fault[ops=write|put|flush,rate=5%,when=partly,error=EAGAIN]:" SLOW(i)
+
+/* Node 0 is fast and good. */
 static const struct {
-	const char *options;
+	const char *options, *node1, *node2;
+	bool may_miss; /* one node, at open */
 } kinds[] = {
-	{ "replicas=2" },
-	{ "replicas=3,quorum=2" },
-	{ "replicas=2,quorum=1,read=first" },
+	{ "replicas=2", SLOW(1), SLOW(2), true },
+	{ "replicas=3,quorum=2", SLOW(1), SLOW(2), true },
+	{ "replicas=2,quorum=1,read=first", SLOW(1), SLOW(2), false },
+	{ "replicas=2", BAD(1), SLOW(2), true },
+	{ "replicas=3,quorum=2", BAD(1), BAD(2), true },
 };
 
 static void test_crash(void **state)
 {
-	char child[400], parent[400];
+	char child[600], parent[400];
 
 	for (unsigned i = 0; i < ARRAY_LEN(kinds); i++) {
-		unsigned flips, without;
+		unsigned flips, unread, ignored;
 
 		(void)snprintf(child, sizeof(child),
 			       "distributed[%s,clean=20ms,recheck=10ms]{%s,%s,%s}",
-			       kinds[i].options, "file:@/n0/", SLOW(1), SLOW(2));
+			       kinds[i].options, "file:@/n0/", kinds[i].node1, kinds[i].node2);
 		/* Nobody mends in the background what the test wants to see. */
 		(void)snprintf(parent, sizeof(parent), "distributed[%s,recheck=1h]{%s,%s,%s}",
 			       kinds[i].options, OFF(0), OFF(1), OFF(2));
-		flips = crash_rounds(child, parent, false);
-		without = i == 0 ? crash_rounds(child, parent, true) : 0;
-		printf("%s: %u kills: %u reads differ (without the record: %u)\n", kinds[i].options,
-		       ROUNDS, flips, without);
+		flips = crash_rounds(child, parent, false, kinds[i].may_miss, &unread);
+		printf("%s, node 1 %.5s: %u kills: %u reads differ, %u fail\n", kinds[i].options,
+		       kinds[i].node1, rounds_n(), flips, unread);
 		assert_int_equal(flips, 0);
-		assert_true(without > 0 || i > 0); /* or this test sees nothing */
+		if (i > 0)
+			continue;
+		flips = crash_rounds(child, parent, true, false, &ignored);
+		printf("the same without the record: %u differ\n", flips);
+		assert_true(flips > 0); /* or this test sees nothing */
 	}
 }
 

@@ -133,6 +133,8 @@ static void dist_free(struct dist *d)
 	(void)pthread_mutex_destroy(&d->lock);
 	co_mutex_destroy(&d->flush_one);
 	co_mutex_destroy(&d->call_one);
+	for (unsigned i = 0; i < COMPARE_MAX; i++)
+		co_mutex_destroy(&d->comparing[i]);
 	rangelock_destroy(&d->objects);
 	free(d->nodes);
 	free(d->placing);
@@ -157,6 +159,8 @@ static int dist_init(struct layer *l, struct err *err)
 	rangelock_init(&d->objects);
 	co_mutex_init(&d->flush_one);
 	co_mutex_init(&d->call_one);
+	for (unsigned i = 0; i < COMPARE_MAX; i++)
+		co_mutex_init(&d->comparing[i]);
 	(void)pthread_mutex_init(&d->lock, NULL); /* cannot fail for a default mutex */
 	list_init(&d->marks);
 	list_init(&d->dirty);

@@ -18,7 +18,7 @@
 #include "nbdrs/list.h"
 #include "nbdrs/log.h"
 
-enum { NODES_MAX = 64 };
+enum { NODES_MAX = 64, COMPARE_MAX = 8 };
 
 /* ---- placement (distributed_place.c): pure ---- */
 
@@ -154,9 +154,10 @@ struct dist {
 	struct layer *layer;
 	struct node *nodes; /* layer->kids_n */
 	struct rangelock objects;
-	struct co_mutex flush_one; /* one flush at a time */
-	struct co_mutex call_one;  /* one fiber at a time brings nodes back */
-	struct doubt doubt;        /* has a lock of its own */
+	struct co_mutex flush_one;              /* one flush at a time */
+	struct co_mutex call_one;               /* one fiber at a time brings nodes back */
+	struct co_mutex comparing[COMPARE_MAX]; /* so many objects at a time, by shard: memory */
+	struct doubt doubt;                     /* has a lock of its own */
 
 	_Atomic uint64_t marks_n; /* of `marks`: 0 is the usual case and saves the lock */
 	pthread_mutex_t lock;     /* guards the rest */

@@ -135,34 +135,53 @@ static CO_FN bool is_equal(struct chan *c, const char *name, const struct place 
 	return rc == 0;
 }
 
+/*
+ * Of the replicas on `holders`, the first that answers, and those that are equal to it; 0 with *rc when none answers.
+ * Those that come before it, or whose node is away, are not asked: they are unequal as far as anybody knows.
+ */
+static CO_FN uint64_t compare_holders(struct chan *c, const char *name, const struct place *at,
+				      uint64_t holders, int *rc)
+{
+	struct dist *d = c->layer->self;
+	uint64_t same = 0, size = 0, rest;
+	bool is_hole = false;
+	void *data = NULL;
+
+	*rc = -EIO;
+	for (unsigned r = 0; r < at->n && same == 0; r++) {
+		if (!(holders & bit(r)))
+			continue;
+		*rc = fetch(c, name, at, r, &data, &size);
+		node_result(d, at->node[r], *rc);
+		is_hole = *rc == -ENOENT;
+		if (*rc == 0 || is_hole)
+			same = bit(r);
+	}
+	if (same == 0)
+		return 0;
+	rest = holders & holders_up(d, at) & ~(same | (same - 1));
+	for (unsigned r = 0; r < at->n; r++)
+		if (rest & bit(r) && is_equal(c, name, at, r, data, size, is_hole))
+			same |= bit(r);
+	if (!is_hole)
+		buf_put(data, MAX(size, 1U));
+	return same;
+}
+
 /* Of good replicas that may differ, the first that answers is the one, and those that are not equal to it are stale. */
 static CO_FN int choose(struct chan *c, const char *name, const struct place *at)
 {
 	struct dist *d = c->layer->self;
-	uint64_t good = all_of(at) & ~mark_view(d, name).stale, size = 0;
-	uint64_t left = good & holders_joined(d, at), same = 0;
-	bool is_hole = false;
-	void *data = NULL;
+	struct co_mutex *turn = &d->comparing[at->shard % COMPARE_MAX];
+	uint64_t good = all_of(at) & ~mark_view(d, name).stale, same;
 	struct mark *m;
-	int rc = -EIO;
+	int rc;
 
-	for (unsigned r = 0; r < at->n && same == 0; r++) {
-		if (!(left & bit(r)))
-			continue;
-		rc = fetch(c, name, at, r, &data, &size);
-		node_result(d, at->node[r], rc);
-		is_hole = rc == -ENOENT;
-		if (rc == 0 || is_hole)
-			same = bit(r);
-	}
+	co_mutex_lock(turn);
+	same = compare_holders(c, name, at, good & holders_joined(d, at), &rc);
+	co_mutex_unlock(turn);
 	if (same == 0)
 		return rc;
-	left &= holders_up(d, at) & ~(same | (same - 1)); /* those before it did not answer */
-	for (unsigned r = 0; r < at->n; r++)
-		if (left & bit(r) && is_equal(c, name, at, r, data, size, is_hole))
-			same |= bit(r);
-	if (!is_hole)
-		buf_put(data, MAX(size, 1U));
 	pthread_mutex_lock(&d->lock);
 	m = mark_find(d, name);
 	if (m != NULL) {
