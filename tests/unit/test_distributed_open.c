@@ -12,6 +12,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "conformance.h"
 #include "dist_help.h"
@@ -161,6 +163,44 @@ static CO_FN int emptied(void *arg)
 	return 0;
 }
 
+/* quorum=1 of 2: each node may be the only one that has a change. Without one it opens when that is replaced. */
+static CO_FN int lost_for_good(void *arg)
+{
+	struct store_run *r = arg;
+	struct chan *c = store_chan(r);
+	struct err err = { "" };
+	char b[300], name[32], doubt[300];
+	FILE *f;
+
+	(void)snprintf(b, sizeof(b), "%s/b", r->folder);
+	(void)snprintf(doubt, sizeof(doubt), "%s/a/doubt", r->folder);
+	for (unsigned n = 0; n < 6; n++) {
+		(void)snprintf(name, sizeof(name), "block-%u", n);
+		CHECK(r, dist_put_byte(c, name, 'a', DIST_LEN) == 0);
+	}
+	CHECK(r, ch_flush(c) == 0);
+	for (unsigned n = 0; n < 6; n++) {
+		(void)snprintf(name, sizeof(name), "block-%u-1", n);
+		CHECK(r, dist_del_one(dist_node(r, 1), name) == 0);
+	}
+	CHECK(r, chain_close(r->chain) == 0 && rmdir(b) == 0, "%s", strerror(errno));
+	f = fopen(doubt, "w"); /* and the daemon was killed */
+	CHECK(r, f != NULL && fputs("doubt 1\n0\nend\n", f) >= 0 && fclose(f) == 0);
+	CHECK(r, chain_open(r->chain, &err) != 0);
+	CHECK(r, strstr(err.msg, "put an empty store in its place") != NULL, "%s", err.msg);
+	CHECK(r, mkdir(b, 0700) == 0 && chain_open(r->chain, &err) == 0, "%s", err.msg);
+	for (unsigned n = 0; n < 6; n++) {
+		(void)snprintf(name, sizeof(name), "block-%u", n);
+		CHECK(r, dist_read_byte(store_chan(r), name, 0, DIST_LEN) == 'a', "%s", name);
+	}
+	if (dist_wait_good(r))
+		return -1;
+	for (unsigned n = 0; n < 6; n++)
+		if (dist_same_everywhere(r, n))
+			return -1;
+	return dist_wipe(r);
+}
+
 /* A single object lost, another one unreadable: mended when read. */
 static CO_FN int lost_one(void *arg)
 {
@@ -185,6 +225,8 @@ static void test_open_without(void **state)
 		"distributed[replicas=2,recheck=5ms,read=first]{fault[file=@/off0,ops=read]:mem,mem,mem}",
 		lost_one);
 	dist_run("distributed[replicas=2,recheck=5ms]{file:@/a/,file:@/b/}", closed_write);
+	dist_run("distributed[replicas=2,quorum=1,recheck=5ms]{file:@/a/,file:@/b/}",
+		 lost_for_good);
 	dist_run("distributed[replicas=3,quorum=2,recheck=5ms]{file:@/a/,file:@/b/,file:@/c/}",
 		 open_without);
 }

@@ -195,7 +195,8 @@ static int check_joined(struct layer *l, struct err *err)
 		err, d->nodes[first].error,
 		"layer distributed: node %u of %u is away (%s)%s; with quorum=%" PRIu64
 		" at most %" PRIu64 " may be, or old data could be served. Bring it back; if it is "
-		"lost for good, put an empty store in its place, which is filled from the others",
+		"lost for good, put an empty store in its place: it is filled from the others, and what "
+		"only it had is lost",
 		first, l->kids_n, err_name(d->nodes[first].error),
 		away > 1 ? " and others too" : "", d->quorum, d->quorum - 1);
 }

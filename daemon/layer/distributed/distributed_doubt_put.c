@@ -64,7 +64,8 @@ int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t reg
 		uint64_t shard, region = REGION_OTHERS;
 		int rc;
 
-		if (eol == NULL || eol - at >= LINE_MAX_LEN || n++ > RECORD_REGIONS_MAX)
+		if (eol == NULL || eol - at >= LINE_MAX_LEN || n++ > RECORD_REGIONS_MAX ||
+		    memchr(at, '\0', (size_t)(eol - at)) != NULL)
 			return -EILSEQ;
 		memcpy(line, at, (size_t)(eol + 1 - at));
 		line[eol + 1 - at] = '\0';

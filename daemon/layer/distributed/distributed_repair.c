@@ -385,7 +385,7 @@ void repair_all(struct chan *c)
 	struct dist *d = c->layer->self;
 	struct round rd = { c, d->marks_n };
 	struct co_group group = CO_GROUP_INIT;
-	uint64_t before = stale_in_all(d), after;
+	uint64_t before = stale_in_all(d), unsettled = d->unsettled_n, after;
 
 	for (uint64_t i = 0; i < d->rebuild && rd.left > 0; i++)
 		co_group_spawn(&group, worker, &rd);
@@ -394,6 +394,9 @@ void repair_all(struct chan *c)
 	if (after < before)
 		log_info("caught up layer=distributed objects=%llu left=%llu",
 			 (unsigned long long)(before - after), (unsigned long long)after);
+	if (unsettled > 0 && d->unsettled_n == 0)
+		log_info("replicas have been compared layer=distributed objects=%llu",
+			 (unsigned long long)unsettled);
 }
 
 /* ---- records, all of a node ---- */
