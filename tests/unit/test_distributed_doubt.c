@@ -11,12 +11,14 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "conformance.h"
 #include "dist_help.h"
 #include "layer/distributed/distributed.h"
+#include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
 
 enum { DOUBT_DEADLINE_S = 20 };
@@ -310,6 +312,36 @@ static CO_FN int one_away(void *arg)
 	return 0;
 }
 
+/* A crash left more than there is room for, and a writer comes before it is mended. */
+static CO_FN int crowded(void *arg)
+{
+	enum { REGIONS = 2 * REGIONS_MAX + 40, LINE = 24 };
+	struct store_run *r = arg;
+	_cleanup_free_ char *text = malloc((size_t)REGIONS * LINE);
+	size_t at = 0;
+
+	CHECK(r, text != NULL);
+	at += (size_t)snprintf(text + at, LINE, "doubt 1\n");
+	for (unsigned i = 0; i < REGIONS; i++)
+		at += (size_t)snprintf(text + at, LINE, "%u\n", i * REGION_SHARDS);
+	(void)snprintf(text + at, LINE, "end\n");
+	CHECK(r, dist_put_byte(dist_node(r, 0), "block-0-0", 'n', DIST_LEN) == 0);
+	CHECK(r, put_text(dist_node(r, 1), DOUBT_NAME, text) == 0);
+	if (store_reopen(r))
+		return -1;
+	for (unsigned i = 0; i < 40; i++) {
+		char name[32];
+
+		(void)snprintf(name, sizeof(name), "block-%u",
+			       (REGIONS + 1 + 2 * i) * REGION_SHARDS);
+		CHECK(r, dist_write_byte(store_chan(r), name, 0, 'w', 512, 0) == 0);
+		CHECK(r, dist_of(r)->doubt.n <= REGIONS + 1);
+	}
+	CHECK(r, dist_of(r)->doubt.n <= 2 * REGIONS_MAX, "%u", (unsigned)dist_of(r)->doubt.n);
+	CHECK(r, dist_read_byte(store_chan(r), "block-0", 0, DIST_LEN) == 'n');
+	return dist_wait_good(r) || wait_no_records(r) || dist_same_everywhere(r, 0) ? -1 : 0;
+}
+
 static int write_file(struct store_run *r, const char *name, const char *text)
 {
 	char path[300];
@@ -359,6 +391,9 @@ static void test_open(void **state)
 		read_only);
 	dist_run("distributed[replicas=2,clean=10ms,recheck=5ms]{" DIST_OFF(0) ":mem,mem,mem}",
 		 one_away);
+	dist_run(
+		"distributed[replicas=2,rebuild=1,clean=300ms]{mem,mem,delay[read=1us,count=300]:mem}",
+		crowded);
 	dist_run("distributed[replicas=2,recheck=5ms]{file:@/a/,file:@/b/,file:@/c/}", damaged);
 }
 
