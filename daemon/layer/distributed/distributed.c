@@ -4,8 +4,9 @@
  *
  * A keyed layer: a mapping above it (sharded) names objects, and its kids, the nodes, are stores of objects. Where they
  * lie is in distributed_place.c, changes in distributed_write.c, flush in distributed_flush.c, what is known of
- * replicas that differ in distributed_marks.c, mending in distributed_repair.c and distributed_join.c. Here: options,
- * opening, and everything that only reads. What may differ after a crash is in distributed_doubt.c.
+ * replicas that differ in distributed_marks.c, what may differ after a crash in distributed_doubt.c, mending in
+ * distributed_equal.c, distributed_repair.c and distributed_join.c. Here: options, opening, and everything that only
+ * reads.
  *
  * A replica (holder) of an object is
  *

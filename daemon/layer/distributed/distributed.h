@@ -329,7 +329,10 @@ CO_FN int dist_flush(struct chan *c);
 /* Flushes when so much was written since that noting it takes too much memory. Not with a lock held. */
 CO_FN void flush_if_much(struct chan *c);
 
-/* ---- repair (distributed_repair.c, distributed_join.c) ---- */
+/* ---- repair (distributed_equal.c, distributed_repair.c, distributed_join.c) ---- */
+
+/* Holders whose node is up, and has not refused a copy a moment ago. */
+uint64_t holders_ready(const struct dist *d, const struct place *at);
 
 /*
  * At open: reads the records of all nodes that are there, and finds nodes that lost what they had. Sets is_joined;

@@ -11,7 +11,7 @@
  *	  two that run at the same time and each lose another holder, the first one to settle wins;
  *	- a holder on which a record can't be put is treated as one that missed the change;
  *	- SEQ grows. Where records contradict each other after a crash, the newest is right: it was put on a holder
- *	  that was good then, about one that was not. Older ones on the latter are out of date (distributed_repair.c).
+ *	  that was good then, about one that was not. Older ones on the latter are out of date (distributed_join.c).
  */
 #include <errno.h>
 #include <inttypes.h>
