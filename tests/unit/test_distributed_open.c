@@ -298,6 +298,23 @@ static CO_FN int end(void *arg)
 	return 0;
 }
 
+/* What fails while a volume is removed leaves one that can be removed. */
+static CO_FN int end_again(void *arg)
+{
+	struct store_run *r = arg;
+	struct chan *c = store_chan(r);
+
+	CHECK(r, dist_put_byte(c, "size", '1', 1) == 0 &&
+			 dist_put_byte(c, "block-0", 'a', 10) == 0 &&
+			 dist_del_one(c, "block-0") == 0);
+	CHECK(r, dist_node_off(r, 0, true) == 0);
+	CHECK(r, dist_del_one(c, "size") == -ETIMEDOUT && dist_read_byte(c, "size", 0, 1) == '1');
+	CHECK(r, dist_del_one(c, "size") == 0, "the fault was only one");
+	for (unsigned i = 0; i < 3; i++)
+		CHECK(r, dist_count_of(dist_node(r, i), "") == 0, "node %u", i);
+	return dist_node_off(r, 0, false);
+}
+
 static void test_conditions(void **state)
 {
 	dist_run(
@@ -311,6 +328,9 @@ static void test_conditions(void **state)
 static void test_end(void **state)
 {
 	dist_run("distributed[replicas=2,quorum=1,recheck=5ms]{" DIST_OFF(0) ":mem,mem,mem}", end);
+	dist_run("distributed[replicas=2,quorum=1,recheck=5ms]"
+		 "{fault[file=@/off0,ops=del,count=1,error=ETIMEDOUT]:mem,mem,mem}",
+		 end_again);
 }
 
 int main(int argc, char **argv)

@@ -295,7 +295,9 @@ CO_FN int doubt_read(struct chan *c, unsigned node);
 int doubt_add(struct dist *d, uint64_t region);
 /* At open, the marks being there: all objects that it names are unsettled. */
 CO_FN int doubt_mark_all(struct chan *c);
-/* The volume has been removed: so is the record, everywhere. */
+/* A node comes late: what it has of a record is out of date. */
+void doubt_joins(struct dist *d);
+/* Before the volume is removed: the record is, on all nodes. */
 CO_FN int doubt_end(struct chan *c);
 /* Calls `add` for each region; not 0 ends it. Pure. -EILSEQ: this is no record. */
 int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t region), void *arg);

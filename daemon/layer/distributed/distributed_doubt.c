@@ -437,10 +437,23 @@ int doubt_end(struct chan *c)
 	struct dist *d = c->layer->self;
 	struct doubt *t = &d->doubt;
 	uint64_t version;
+	int rc = 0;
 
+	if (drop_clean(d, 0, UINT_MAX)) {
+		rc = dist_flush(c);
+		(void)drop_clean(d, 0, UINT_MAX);
+	}
+	if (rc != 0)
+		return rc;
 	pthread_mutex_lock(&t->lock);
-	list_for_each(g, &t->idle, struct region, idle) region_drop(t, g);
-	version = ++t->version;
+	version = t->version;
 	pthread_mutex_unlock(&t->lock);
 	return doubt_wait(c, version, d->placing->nodes);
+}
+
+void doubt_joins(struct dist *d)
+{
+	pthread_mutex_lock(&d->doubt.lock);
+	d->doubt.version = MAX(d->doubt.version, 1U);
+	pthread_mutex_unlock(&d->doubt.lock);
 }

@@ -313,6 +313,7 @@ int join_late(struct chan *c, unsigned node)
 	book_free(&b);
 	if (rc != 0)
 		return rc;
+	doubt_joins(d);
 	/* Before anything is written to it. */
 	d->nodes[node].is_away = true;
 	d->nodes[node].is_joined = true;

@@ -246,14 +246,15 @@ int end_volume(struct chan *c, bool is_gone)
 	struct place nodes;
 	struct each e = { .c = c, .at = &nodes, .fn = delete_all_records };
 
-	(void)place_name(d->placing, "size", &nodes); /* on all of them */
 	int rc;
 
-	if (!is_gone)
-		return make_ready(c, &nodes);
-	rc = doubt_end(c);
-	if (rc != 0)
-		return rc;
+	(void)place_name(d->placing, "size", &nodes); /* on all of them */
+	if (!is_gone) {
+		rc = make_ready(c, &nodes);
+		if (rc == 0 && d->unsettled_n > 0)
+			repair_all(c);
+		return rc != 0 ? rc : doubt_end(c);
+	}
 	each_holder(&e, all_of(&nodes));
 	pthread_mutex_lock(&d->lock);
 	list_for_each(m, &d->marks, struct mark, all)

@@ -442,6 +442,7 @@ struct dels {
 	struct chan *c;
 	unsigned n;
 	struct del_one *v;
+	bool is_end;      /* `size` is among them: nothing is left to be in doubt */
 	struct each each; /* over nodes */
 	int rc;
 };
@@ -519,7 +520,11 @@ static CO_FN int del_locked(struct dels *ds)
 	return ds->rc;
 }
 
-/* Enters the regions of them all. */
+/*
+ * Enters the regions of them all. Not when the volume ends: `size` needs no record (where good holders don't agree
+ * whether it exists it does, and the rest is gone before), and then no put of one can fail when it is too late to
+ * try again.
+ */
 static CO_FN int del_begin(struct dels *ds)
 {
 	struct dist *d = ds->c->layer->self;
@@ -527,7 +532,7 @@ static CO_FN int del_begin(struct dels *ds)
 	unsigned entered = 0;
 	int rc = 0;
 
-	while (rc == 0 && entered < ds->n) {
+	while (rc == 0 && entered < ds->n && !ds->is_end) {
 		rc = doubt_enter(ds->c, &ds->v[entered].at, &version);
 		entered += rc == 0;
 	}
@@ -538,10 +543,10 @@ static CO_FN int del_begin(struct dels *ds)
 	return rc;
 }
 
-static CO_FN int del_some(struct chan *c, const struct obj *objs, unsigned n)
+static CO_FN int del_some(struct chan *c, const struct obj *objs, unsigned n, bool is_end)
 {
 	struct dist *d = c->layer->self;
-	struct dels ds = { .c = c, .n = n };
+	struct dels ds = { .c = c, .n = n, .is_end = is_end };
 	int rc = d->broken;
 
 	ds.v = calloc(n, sizeof(*ds.v));
@@ -570,7 +575,7 @@ static CO_FN int del_some(struct chan *c, const struct obj *objs, unsigned n)
 	for (unsigned i = 0; i < n; i++)
 		if (ds.v[i].is_locked)
 			rangelock_unlock(&d->objects, &ds.v[i].hold);
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < n && !is_end; i++)
 		doubt_leave(d, &ds.v[i].at);
 	free(ds.v);
 	return rc;
@@ -592,7 +597,7 @@ int dist_del(struct chan *c, const struct obj *objs, unsigned n)
 	if (is_end)
 		rc = end_volume(c, false);
 	for (unsigned i = 0; i < n && rc == 0; i += DEL_MAX)
-		rc = del_some(c, objs + i, MIN(n - i, (unsigned)DEL_MAX));
+		rc = del_some(c, objs + i, MIN(n - i, (unsigned)DEL_MAX), is_end);
 	if (is_end && rc == 0)
 		rc = end_volume(c, true);
 	return rc;
