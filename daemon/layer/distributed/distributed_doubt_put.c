@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "layer/distributed/distributed.h"
+#include "nbdrs/reactor.h"
 
 static const char first_line[] = "doubt 1\n", other_line[] = "other\n", last_line[] = "end\n";
 
@@ -183,6 +184,7 @@ static CO_FN void bring(void *arg)
 			find_durable(d);
 		} else {
 			k->failed = k->begun;
+			d->nodes[k->node].not_before = now_ns() + d->recheck;
 		}
 		again = rc == 0 && k->has < t->version;
 		if (!again) {
@@ -220,7 +222,7 @@ struct outlook {
 	uint64_t have, coming, free; /* have it; a put is on its way; may be asked */
 };
 
-/* Free are those that have not failed in a put after `since`. With the lock held. */
+/* Without those that failed in a put begun after `since`. With the lock held. */
 static struct outlook look_ahead(const struct dist *d, uint64_t version,
 				 const uint64_t since[NODES_MAX])
 {
@@ -231,9 +233,11 @@ static struct outlook look_ahead(const struct dist *d, uint64_t version,
 
 		if (k->has >= version)
 			o.have |= bit(i);
+		else if (k->failed > since[i])
+			continue; /* though somebody else may be trying again, and again */
 		else if (k->is_busy)
 			o.coming |= bit(i);
-		else if (d->nodes[i].is_joined && k->failed <= since[i])
+		else if (d->nodes[i].is_joined)
 			o.free |= bit(i);
 	}
 	return o;
@@ -282,7 +286,7 @@ void doubt_push(struct chan *c)
 	uint64_t up;
 
 	(void)place_name(d->placing, "size", &nodes); /* on all of them */
-	up = holders_up(d, &nodes);
+	up = holders_ready(d, &nodes);
 	pthread_mutex_lock(&t->lock);
 	for (unsigned i = 0; i < nodes.n; i++)
 		if (t->copies[i].has >= t->version || t->copies[i].is_busy)
