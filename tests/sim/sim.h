@@ -139,9 +139,17 @@ int64_t sim_stable_read(const char *path, void *buf, size_t len, uint64_t off);
  */
 
 /*
- * A remote store that survives every crash of the machine: the layer `remote` for chain texts. Keyed (objects, like S3)
- * or, with remote[size=1Mi], a disk. It takes a random time, as the disk does, and what was under way at a
- * crash has happened or not, or will: never half. Put `fault` and `delay` above it for the rest.
+ * A remote store that survives every crash of the machine: the layer `remote` for chain texts. Keyed (whole objects,
+ * like S3) below sharded and the like, or a disk, remote[size=1Mi]. name=X tells several apart. A request
+ * takes a random time; what is answered is durable, what was under way at a crash has happened or not, never half.
  */
+
+/*
+ * From now on (over crashes, too) and until the clock says `until_ns`, `ppm` in a million requests fail with `error`
+ * (-errno), half of them after they were done. 1000000 = the store is away.
+ */
+void sim_remote_fails(int error, uint32_t ppm, uint64_t until_ns);
+/* An object as it is in the store; bytes of it, or -ENOENT. A disk is the object "disk". */
+int64_t sim_remote_read(const char *store, const char *object, void *buf, size_t len, uint64_t off);
 
 #endif

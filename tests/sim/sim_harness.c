@@ -240,10 +240,15 @@ static uint64_t seeds_of(const struct sim_case *c)
 }
 
 /* Seed 0 is the first run, without a crash before the end: it tells how many events there are. */
+static struct outcome run_first(struct run *run)
+{
+	return run->c->crash != SIM_NO_CRASH ? run_seed(run, 0, false) : (struct outcome){ 0 };
+}
+
 static bool run_all(struct run *run, struct outcome *sum, uint64_t *seeds)
 {
 	uint64_t n = seeds_of(run->c), reruns = 0;
-	struct outcome o = run_seed(run, 0, false);
+	struct outcome o = run_first(run);
 
 	*sum = o;
 	for (*seeds = 0; *seeds < n && !o.has_failed; ++*seeds) {
@@ -280,7 +285,7 @@ static bool run_case(struct run *run)
 
 static bool run_one_seed(struct run *run, uint64_t seed, bool is_hash_only)
 {
-	struct outcome o = run_seed(run, 0, false);
+	struct outcome o = run_first(run);
 
 	if (!o.has_failed && seed > 0) {
 		run->is_traced = !is_hash_only;
@@ -313,6 +318,7 @@ int sim_main(int argc, char **argv, const struct sim_case *cases, size_t n)
 		fprintf(stderr, "sim: no shared memory\n");
 		return 1;
 	}
+	remote_register();
 	for (size_t k = 0; k < n; k++) {
 		struct run run = { .c = &cases[k], .only_event = number("NBDRS_SIM_EVENT", 0), .output = -1 };
 		bool ok;

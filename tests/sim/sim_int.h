@@ -146,6 +146,11 @@ int disk_allocate(struct inode *i, int mode, uint64_t off, uint64_t len, uint64_
 void disk_sync(struct inode *i, uint64_t seq);
 void disk_sync_failed(struct inode *i, uint64_t seq);
 
+/* ---- sim_remote.c: the remote store ---- */
+
+/* Registers the layer; new ones are empty. */
+void remote_register(void);
+
 /* ---- sim_engine.c: one life ---- */
 
 struct life {
