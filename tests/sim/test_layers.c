@@ -29,6 +29,7 @@ struct traffic {
 	struct model *m;
 	struct chain *chain;
 	uint64_t pause_ns; /* between the requests of a fiber, about */
+	uint64_t place;	   /* where most of the requests go, so that they meet */
 	bool is_over;
 };
 
@@ -135,6 +136,13 @@ static CO_FN void pause_between(const struct traffic *t)
 	co_sleep(sim_below(2 * t->pause_ns));
 }
 
+static uint64_t choose_block(struct traffic *t)
+{
+	if (sim_chance(50000))
+		t->place = sim_below(BLOCKS);
+	return sim_chance(700000) ? (t->place + sim_below(2 * WRITERS)) % BLOCKS : sim_below(BLOCKS);
+}
+
 struct fiber {
 	struct traffic *t;
 	unsigned number;
@@ -147,7 +155,7 @@ static void write_on(void *arg)
 	struct chan *c = chan_of(f.t);
 
 	while (c != NULL && goes_on(f.t)) {
-		uint64_t block = sim_below(BLOCKS / WRITERS) * WRITERS + f.number;
+		uint64_t block = choose_block(f.t) / WRITERS * WRITERS + f.number;
 		int rc = write_block(c, f.t->m, block);
 
 		if (rc != 0)
@@ -162,7 +170,7 @@ static void read_on(void *arg)
 	struct chan *c = chan_of(f.t);
 
 	while (c != NULL && goes_on(f.t)) {
-		uint64_t block = sim_below(BLOCKS), words[WORDS];
+		uint64_t block = choose_block(f.t), words[WORDS];
 		const struct block *b = &f.t->m->blocks[block];
 		uint64_t from = b->answered;
 
@@ -271,6 +279,14 @@ static CO_FN int cached_short(void *model)
 	return live("cache[mem=1Mi,granule=4Ki]:" SHARDED "remote", model, 400000000, 2000000, NULL);
 }
 
+/* A disk that is remote as a whole: writes take their time there. No volume to be made. */
+static CO_FN int cached_disk(void *model)
+{
+	((struct model *)model)->is_made = true;
+	sim_remote_fails(-ETIMEDOUT, 10000, UINT64_MAX);
+	return live("cache[mem=1Mi,granule=8Ki]:retry:remote[size=1536Ki]", model, 400000000, 2000000, NULL);
+}
+
 /* The weather of a day: good, failing, and away for up to ten minutes. */
 static void weather(void *arg)
 {
@@ -301,11 +317,15 @@ static CO_FN int day_in_memory(void *model)
 		    model, 24 * 3600 * NS_PER_S, 2 * NS_PER_S, NULL);
 }
 
+#define MODEL .model_len = sizeof(struct model)
+#define CRASHES(fn) .scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30
+
 static const struct sim_case cases[] = {
-	{ .name = "sharded", .scenario = sharded_short, .recover = sharded_short, .model_len = sizeof(struct model), .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 60 },
-	{ .name = "cache-sharded", .scenario = cached_short, .recover = cached_short, .model_len = sizeof(struct model), .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 60 },
-	{ .name = "sharded-24h", .scenario = day, .recover = sharded_short, .model_len = sizeof(struct model), .is_once = true },
-	{ .name = "retry-24h", .scenario = day_in_memory, .model_len = sizeof(struct model), .is_once = true },
+	{ .name = "sharded", CRASHES(sharded_short) },
+	{ .name = "cache-sharded", CRASHES(cached_short) },
+	{ .name = "cache-disk", CRASHES(cached_disk) },
+	{ .name = "sharded-24h", .scenario = day, .recover = sharded_short, MODEL, .is_once = true },
+	{ .name = "retry-24h", .scenario = day_in_memory, MODEL, .is_once = true },
 };
 
 int main(int argc, char **argv)
