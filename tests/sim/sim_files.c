@@ -17,7 +17,6 @@
 enum {
 	FD_BASE = 1 << 20, /* no real fd: who uses it in a system call gets EBADF */
 	FDS = 1024,
-	DIRECT_ALIGN = 512,
 	MILLION = 1000000,
 	/* Typical times. */
 	READ_NS = 60000,
@@ -165,11 +164,11 @@ static int open_name(const struct name_op *op, const char *path)
 
 static bool is_aligned(const struct open_file *f, const struct file_op *op)
 {
-	bool ok = (op->off % DIRECT_ALIGN) == 0;
+	bool ok = (op->off % SIM_SECTOR) == 0;
 
 	for (unsigned k = 0; f->flags & O_DIRECT && k < op->iov_n; k++)
-		ok &= op->iov[k].iov_len % DIRECT_ALIGN == 0 &&
-		      (uintptr_t)op->iov[k].iov_base % DIRECT_ALIGN == 0;
+		ok &= op->iov[k].iov_len % SIM_SECTOR == 0 &&
+		      (uintptr_t)op->iov[k].iov_base % SIM_SECTOR == 0;
 	return ok || !(f->flags & O_DIRECT);
 }
 
@@ -245,10 +244,9 @@ static CO_FN int64_t transfer(struct open_file *f, const struct file_op *op)
 	/* Half of the calls do nothing yet, and a fourth all. A write that fails may have been half done as well. */
 	if (sim_chance(MILLION / 2))
 		first = sim_chance(MILLION / 2) ? len : sim_below(len + 1);
-	if (f->flags & O_DIRECT) {
-		len = MIN(total(op), align_up(len, DIRECT_ALIGN));
-		first = align_down(first, DIRECT_ALIGN);
-	}
+	if (f->flags & O_DIRECT)
+		len = MIN(total(op), align_up(len, SIM_SECTOR));
+	first = first < len ? MAX(align_down(op->off + first, SIM_SECTOR), op->off) - op->off : len;
 	done = early = first > 0 ? move(f, op, 0, first, false) : 0;
 	sim_wait(is_durable ? SYNC_NS : is_write ? WRITE_NS : READ_NS);
 	sim_event("%s %s %" PRIu64 "+%" PRIu64 " ends", what, f->path, op->off, len);

@@ -201,17 +201,19 @@ static int hash_elsewhere(const char *name, uint64_t seed, uint64_t *hash)
 	return 0;
 }
 
-static bool is_repeatable(const struct run *run, uint64_t seed, const struct outcome *first)
+/* Does another process find the same? Else *o has failed. */
+static void repeat(const struct run *run, uint64_t seed, struct outcome *o)
 {
 	uint64_t again = 0;
 	int rc = hash_elsewhere(run->c->name, seed, &again);
 
-	if (rc == 0 && again == first->hash)
-		return true;
-	printf("     seed %" PRIu64 " is not repeatable: hash %016" PRIx64 ", in another process %016" PRIx64
-	       " (%s)\n",
-	       seed, first->hash, again, rc != 0 ? strerror(-rc) : "what differs? NBDRS_SIM_SEED shows it");
-	return false;
+	if (rc == 0 && again == o->hash)
+		return;
+	o->has_failed = true;
+	(void)snprintf(o->where, sizeof(o->where),
+		       "seed %" PRIu64 " is not repeatable: hash %016" PRIx64 ", in another process %016" PRIx64
+		       "%s (compare two traces)",
+		       seed, o->hash, again, rc != 0 ? ", which failed" : "");
 }
 
 /* ---- one case ---- */
@@ -255,8 +257,8 @@ static bool run_all(struct run *run, struct outcome *sum, uint64_t *seeds)
 		o = run_seed(run, *seeds + 1, true);
 		sum->events += o.events;
 		sum->crashes += o.crashes;
-		if (reruns++ < RERUNS && !is_repeatable(run, *seeds + 1, &o))
-			return false;
+		if (reruns++ < RERUNS && !o.has_failed)
+			repeat(run, *seeds + 1, &o);
 	}
 	memcpy(sum->where, o.where, sizeof(o.where));
 	return !o.has_failed;
