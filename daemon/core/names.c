@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The calls of io.h on names and on whole files: system calls on the offload pool. They are rare, so no engine has a
- * faster way for them; the simulation has its own.
+ * The calls of io.h on names and on whole files: system calls on the offload pool. They are rare, so no
+ * engine has a faster way for them; the simulation has its own.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -62,7 +62,8 @@ static int names_fn(void *arg)
 		return list(op);
 	do
 		rc = call(op);
-	while (rc < 0 && errno == EINTR && op->kind != NAME_CLOSE); /* close has closed it all the same */
+	while (rc < 0 && errno == EINTR &&
+	       op->kind != NAME_CLOSE); /* close has closed it all the same */
 	return rc < 0 ? -errno : rc;
 }
 
@@ -101,17 +102,20 @@ int io_fsync(int fd)
 
 int io_renameat(int dir_fd, const char *from, const char *to)
 {
-	return names(&(struct name_op){ .kind = NAME_RENAME, .fd = dir_fd, .name = from, .to = to });
+	return names(
+		&(struct name_op){ .kind = NAME_RENAME, .fd = dir_fd, .name = from, .to = to });
 }
 
 int io_unlinkat(int dir_fd, const char *name, int flags)
 {
-	return names(&(struct name_op){ .kind = NAME_UNLINK, .fd = dir_fd, .name = name, .flags = flags });
+	return names(&(struct name_op){
+		.kind = NAME_UNLINK, .fd = dir_fd, .name = name, .flags = flags });
 }
 
 int io_mkdirat(int dir_fd, const char *name, mode_t mode)
 {
-	return names(&(struct name_op){ .kind = NAME_MKDIR, .fd = dir_fd, .name = name, .mode = mode });
+	return names(
+		&(struct name_op){ .kind = NAME_MKDIR, .fd = dir_fd, .name = name, .mode = mode });
 }
 
 int io_flock(int fd, int op)
@@ -131,7 +135,8 @@ ssize_t io_preadv_nowait(int fd, const struct iovec *iov, unsigned n, uint64_t o
 	if (unlikely(sim_engine != NULL))
 		return sim_engine->read_nowait(
 			reactor_self()->engine_state,
-			&(struct file_op){ .kind = FILE_READ, .fd = fd, .iov = iov, .iov_n = n, .off = off });
+			&(struct file_op){
+				.kind = FILE_READ, .fd = fd, .iov = iov, .iov_n = n, .off = off });
 	do
 		rc = preadv2(fd, iov, (int)n, (off_t)off, RWF_NOWAIT);
 	while (rc < 0 && errno == EINTR);

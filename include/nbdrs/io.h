@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * All I/O that may wait goes through here; two engines (io_uring; epoll + threads) stand behind it, and in
- * tests a third one that simulates disk and clock (tests/sim/sim.h).
+ * All I/O that may wait goes through here; two engines (io_uring; epoll + threads) stand behind it, and
+ * in tests a third one that simulates disk and clock (tests/sim/sim.h).
  *
  * Sockets are non-blocking: the call is tried first and the engine armed only on EAGAIN. File calls
  * go to the engine at once: who can do better without waiting (the file layer) tries that itself.
@@ -33,15 +33,16 @@ CO_FN int io_pwrite_full(int fd, const struct iovec *iov, unsigned n, uint64_t o
 CO_FN int io_fdatasync(int fd);
 CO_FN int io_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 /*
- * What can be read without waiting, from the page cache; -EAGAIN when nothing can, -EOPNOTSUPP where the file
- * system can't tell. Does not suspend.
+ * What can be read without waiting, from the page cache; -EAGAIN when nothing can, -EOPNOTSUPP where the
+ * file system can't tell. Does not suspend.
  */
 ssize_t io_preadv_nowait(int fd, const struct iovec *iov, unsigned n, uint64_t off);
 
 /*
- * Names, and the rest of what is done to files: the system call on a thread of the pool. Who keeps data on a disk
- * uses these and no others, so that the simulation can cut its power. A new or renamed file is there after a
- * crash only when its folder has been synced too; io_fdatasync is enough for contents and size.
+ * Names, and the rest of what is done to files: the system call on a thread of the pool. Who keeps data
+ * on a disk uses these and no others, so that the simulation can cut its power. A new or renamed file is
+ * there after a crash only when its folder has been synced too; io_fdatasync is enough for contents and
+ * size.
  *
  * Folders are fds of io_openat(AT_FDCWD, PATH, O_RDONLY | O_DIRECTORY, 0). O_CLOEXEC is added.
  */
@@ -60,8 +61,8 @@ CO_FN int io_mkdirat(int dir_fd, const char *name, mode_t mode);
 /* flock(2), never waiting: -EWOULDBLOCK. `op`: LOCK_EX, LOCK_SH or LOCK_UN. */
 CO_FN int io_flock(int fd, int op);
 /*
- * Calls `fn` with each name in the folder, in any order, "." and ".." left out; it may run on another thread and must
- * not suspend. Not 0 ends the listing, which returns it.
+ * Calls `fn` with each name in the folder, in any order, "." and ".." left out; it may run on another
+ * thread and must not suspend. Not 0 ends the listing, which returns it.
  */
 CO_FN int io_list(int dir_fd, int (*fn)(void *arg, const char *name), void *arg);
 

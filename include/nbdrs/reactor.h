@@ -52,8 +52,9 @@ uint64_t reactor_now(void);
 uint64_t wall_ns(void);
 
 /*
- * A start for pseudo-random numbers (pauses, samples), another one at each call; no secret. In the simulation it
- * comes from the seed, as both clocks do: who reads them elsewhere can't be repeated there. Any thread.
+ * A start for pseudo-random numbers (pauses, samples), another one at each call; no secret. In the
+ * simulation it comes from the seed, as both clocks do: who reads them elsewhere can't be repeated
+ * there. Any thread.
  */
 uint64_t random_start(void);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * One mapping, made before the first fork: children see it at the same address, so pointers in it stay good from life to
- * life. Pieces are powers of two; what is freed goes to a list of its size.
+ * One mapping, made before the first fork: children see it at the same address, so pointers in it stay
+ * good from life to life. Pieces are powers of two; what is freed goes to a list of its size.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -17,7 +17,7 @@ enum { SHIFT_MIN = 5, SHIFT_MAX = 30 };
 static struct arena {
 	size_t used;
 	void *free[SHIFT_MAX + 1]; /* by size; each begins with a pointer to the next */
-} *arena;
+} * arena;
 
 int arena_init(void)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The file system of the simulated machine: files and folders, each in two states. `now` is what calls see; `stable` is
- * what a power cut leaves for sure. Between them lie the changes, in the order in which they were made: a sync applies
- * them to `stable`, a power cut some of them.
+ * The file system of the simulated machine: files and folders, each in two states. `now` is what calls
+ * see; `stable` is what a power cut leaves for sure. Between them lie the changes, in the order in which
+ * they were made: a sync applies them to `stable`, a power cut some of them.
  *
  * Of one file, what a journaling file system logs (size, holes, reservations) survives in order; data
  * survives in any selection, sector by sector. Data behind the surviving size is lost with it.
@@ -157,12 +157,16 @@ static uint64_t logged(const struct inode *i, const struct mood *m)
 	return sim_below(i->changes_n + 1);
 }
 
-/* Of the changes up to `seq`, some become durable, all are over. In order: the first `in_order` that are no data. */
+/*
+ * Of the changes up to `seq`, some become durable, all are over. In order: the first `in_order` that are
+ * no data.
+ */
 static void settle(struct inode *i, uint64_t seq, const struct mood *m, uint64_t in_order)
 {
 	bool is_ordered = !i->is_dir || m->is_ordered;
 
-	list_for_each (c, &i->changes, struct change, node) {
+	list_for_each(c, &i->changes, struct change, node)
+	{
 		uint32_t luck = (uint32_t)sim_below(MILLION);
 
 		if (c->seq > seq)
@@ -183,7 +187,8 @@ static void settle(struct inode *i, uint64_t seq, const struct mood *m, uint64_t
 static void reread(struct inode *i)
 {
 	image_copy(&i->now, &i->stable);
-	list_for_each (c, &i->changes, struct change, node) {
+	list_for_each(c, &i->changes, struct change, node)
+	{
 		switch (c->kind) {
 		case CHANGE_DATA: image_write(&i->now, c->off, c->data, c->len); break;
 		case CHANGE_ZERO: image_zero(&i->now, c->off, c->len); break;
@@ -195,7 +200,8 @@ static void reread(struct inode *i)
 
 void disk_sync(struct inode *i, uint64_t seq)
 {
-	list_for_each (c, &i->changes, struct change, node) {
+	list_for_each(c, &i->changes, struct change, node)
+	{
 		if (c->seq > seq)
 			break;
 		apply(i, c, MILLION);
@@ -213,7 +219,9 @@ void disk_sync_failed(struct inode *i, uint64_t seq)
 	if (i->is_dir)
 		return; /* they stay to be done */
 	settle(i, seq, &m, UINT64_MAX);
-	/* The pages count as clean now. Until they are evicted, reads still see what is not on the disk. */
+	/*
+	 * The pages count as clean now. Until they are evicted, reads still see what is not on the disk.
+	 */
 	if (sim_chance(MILLION / 2))
 		reread(i);
 }
@@ -222,7 +230,8 @@ void disk_power_cut(void)
 {
 	struct mood m = mood_drawn();
 
-	list_for_each (i, &world->disk->inodes, struct inode, node) {
+	list_for_each(i, &world->disk->inodes, struct inode, node)
+	{
 		settle(i, UINT64_MAX, &m, logged(i, &m));
 		image_copy(&i->now, &i->stable);
 		entries_copy(&i->names, &i->stable_names);
@@ -245,8 +254,7 @@ void disk_init(void)
 
 void disk_boot(void)
 {
-	list_for_each (i, &world->disk->inodes, struct inode, node)
-		i->opens = 0;
+	list_for_each(i, &world->disk->inodes, struct inode, node) i->opens = 0;
 	disk_tidy();
 }
 
@@ -260,21 +268,20 @@ void disk_tidy(void)
 {
 	struct disk *d = world->disk;
 
-	list_for_each (i, &d->inodes, struct inode, node)
-		i->is_seen = i == d->root || i->opens > 0;
-	list_for_each (i, &d->inodes, struct inode, node) {
+	list_for_each(i, &d->inodes, struct inode, node) i->is_seen = i == d->root || i->opens > 0;
+	list_for_each(i, &d->inodes, struct inode, node)
+	{
 		for (unsigned k = 0; k < i->names.n; k++)
 			see(i->names.v[k].inode);
 		for (unsigned k = 0; k < i->stable_names.n; k++)
 			see(i->stable_names.v[k].inode);
-		list_for_each (c, &i->changes, struct change, node)
-			see(c->inode);
+		list_for_each(c, &i->changes, struct change, node) see(c->inode);
 	}
-	list_for_each (i, &d->inodes, struct inode, node) {
+	list_for_each(i, &d->inodes, struct inode, node)
+	{
 		if (i->is_seen)
 			continue;
-		list_for_each (c, &i->changes, struct change, node)
-			change_free(i, c);
+		list_for_each(c, &i->changes, struct change, node) change_free(i, c);
 		image_free(&i->now);
 		image_free(&i->stable);
 		arena_free(i->names.v, i->names.room * sizeof(struct entry));
@@ -338,7 +345,8 @@ int disk_parent(struct inode *dir, const char *path, struct inode **out, const c
 	return disk_lookup(path[0] == '/' ? NULL : dir, folder, out);
 }
 
-static struct change *name_change(struct inode *dir, enum change_kind kind, const char *name, struct inode *i)
+static struct change *name_change(struct inode *dir, enum change_kind kind, const char *name,
+				  struct inode *i)
 {
 	struct change *c = change_new(dir, kind, 0, 0);
 
@@ -409,8 +417,7 @@ static uint64_t pages_free(uint64_t space)
 
 	if (space == 0)
 		return UINT64_MAX;
-	list_for_each (i, &world->disk->inodes, struct inode, node)
-		used += i->now.used;
+	list_for_each(i, &world->disk->inodes, struct inode, node) used += i->now.used;
 	return space / SIM_PAGE > used ? space / SIM_PAGE - used : 0;
 }
 
@@ -441,8 +448,7 @@ static void grow(struct inode *i, uint64_t size)
 /* What O_DSYNC writes needs the size to be read again. */
 static void make_log_durable(struct inode *i)
 {
-	list_for_each (c, &i->changes, struct change, node)
-		c->is_durable |= c->kind != CHANGE_DATA;
+	list_for_each(c, &i->changes, struct change, node) c->is_durable |= c->kind != CHANGE_DATA;
 }
 
 int64_t disk_write(struct inode *i, uint64_t off, const void *buf, uint64_t len, uint64_t space,

@@ -2,9 +2,9 @@
 /*
  * One life of the simulated machine: the clock, the order in which fibers run, and the end.
  *
- * The loop does what a reactor's does, with one fiber at a time, picked from those that are ready by the seed. When
- * none is, the clock jumps to the next timer; file calls and offloaded ones wait by timers too, so there
- * is nothing else that could come.
+ * The loop does what a reactor's does, with one fiber at a time, picked from those that are ready by the
+ * seed. When none is, the clock jumps to the next timer; file calls and offloaded ones wait by timers
+ * too, so there is nothing else that could come.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -18,11 +18,11 @@
 
 enum {
 	MILLION = 1000000,
-	TURN_NS = 2000,		/* at most what a fiber's turn takes */
-	LATE_NS = 100000,	/* at most by how much a timer is late */
+	TURN_NS = 2000,   /* at most what a fiber's turn takes */
+	LATE_NS = 100000, /* at most by how much a timer is late */
 	OFFLOAD_NS = 50000,
-	SLOW_ONE_IN = 100,	/* calls */
-	SLOW_FACTOR = 300,	/* at most that much longer */
+	SLOW_ONE_IN = 100, /* calls */
+	SLOW_FACTOR = 300, /* at most that much longer */
 };
 /* Nothing that is tested takes longer: it hangs. */
 #define CLOCK_MAX (UINT64_C(400) * 86400 * 1000000000)
@@ -125,8 +125,8 @@ int sim_failed(const char *file, int line, const char *fmt, ...)
 
 	if (world->failure[0] != '\0')
 		return -1;
-	at = (size_t)snprintf(world->failure, sizeof(world->failure), "%s:%d: ",
-			      base != NULL ? base + 1 : file, line);
+	at = (size_t)snprintf(world->failure, sizeof(world->failure),
+			      "%s:%d: ", base != NULL ? base + 1 : file, line);
 	va_start(ap, fmt);
 	(void)vsnprintf(world->failure + at, sizeof(world->failure) - at, fmt, ap);
 	va_end(ap);
@@ -288,7 +288,7 @@ struct body {
 	bool is_over;
 };
 
-static void run_body(void *arg)
+static CO_FN void run_body(void *arg)
 {
 	struct body *b = arg;
 
@@ -317,7 +317,8 @@ void life_run(const struct life *l)
 			(void)sim_failed(__FILE__, __LINE__, "no end: the clock ran away");
 	}
 	if (!b.is_over)
-		(void)sim_failed(__FILE__, __LINE__, "it waits for something that will never happen");
+		(void)sim_failed(__FILE__, __LINE__,
+				 "it waits for something that will never happen");
 	else if (b.rc != 0)
 		(void)sim_failed(__FILE__, __LINE__, "it ended with %d", b.rc);
 	else if (r->co.live_n > 0)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The file calls of one life: fds, faults, and when a call takes effect. Each call is two events, and a crash may
- * come at either. A read or write takes effect in part when it is submitted and for the rest when it ends; a sync covers
- * what had been written when it was submitted; everything else happens at one of the two.
+ * The file calls of one life: fds, faults, and when a call takes effect. Each call is two events, and a
+ * crash may come at either. A read or write takes effect in part when it is submitted and for the rest
+ * when it ends; a sync covers what had been written when it was submitted; everything else happens at
+ * one of the two.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -71,8 +72,10 @@ static bool ends_in(const char *path, const char *end)
 static int fault(enum sim_call call, const char *path)
 {
 	const struct sim_faults *f = &world->faults;
-	uint32_t ppm = call == SIM_READ ? f->read_ppm : call == SIM_WRITE ? f->write_ppm :
-		       call == SIM_SYNC ? f->sync_ppm : 0;
+	uint32_t ppm = call == SIM_READ    ? f->read_ppm
+		       : call == SIM_WRITE ? f->write_ppm
+		       : call == SIM_SYNC  ? f->sync_ppm
+					   : 0;
 
 	for (unsigned k = 0; k < SIM_RULES_MAX; k++) {
 		struct rule *r = &rules[k];
@@ -186,10 +189,9 @@ static int64_t move(const struct open_file *f, const struct file_op *op, uint64_
 		at += len;
 		if (begin >= end)
 			continue;
-		n = op->kind == FILE_WRITE ?
-			    disk_write(f->inode, op->off + begin, mem, end - begin,
-				       world->faults.space, is_durable) :
-			    disk_read(f->inode, op->off + begin, mem, end - begin);
+		n = op->kind == FILE_WRITE ? disk_write(f->inode, op->off + begin, mem, end - begin,
+							world->faults.space, is_durable)
+					   : disk_read(f->inode, op->off + begin, mem, end - begin);
 		if (n < 0)
 			return begin > from ? (int64_t)begin : n;
 		if ((uint64_t)n < end - begin)
@@ -241,7 +243,10 @@ static CO_FN int64_t transfer(struct open_file *f, const struct file_op *op)
 	rc = fault(is_write ? SIM_WRITE : SIM_READ, f->path);
 	if (rc == 0 && len > 1 && sim_chance(world->faults.short_ppm))
 		len = 1 + sim_below(len - 1);
-	/* Half of the calls do nothing yet, and a fourth all. A write that fails may have been half done as well. */
+	/*
+	 * Half of the calls do nothing yet, and a fourth all. A write that fails may have been half done
+	 * as well.
+	 */
 	if (sim_chance(MILLION / 2))
 		first = sim_chance(MILLION / 2) ? len : sim_below(len + 1);
 	if (f->flags & O_DIRECT)
@@ -304,7 +309,8 @@ static CO_FN int allocate(struct open_file *f, const struct file_op *op)
 	sim_wait(NAME_NS);
 	sim_event("fallocate %s ends", f->path);
 	rc = fault(SIM_ALLOCATE, f->path);
-	return rc != 0 ? rc : disk_allocate(f->inode, op->flags, op->off, op->len, world->faults.space);
+	return rc != 0 ? rc
+		       : disk_allocate(f->inode, op->flags, op->off, op->len, world->faults.space);
 }
 
 int sim_file(void *state, const struct file_op *op)
@@ -391,7 +397,8 @@ static int on_name(const struct name_op *op)
 	if (rc != 0)
 		return rc;
 	switch (op->kind) {
-	case NAME_RENAME: return strchr(op->to, '/') == NULL ? disk_rename(parent, name, op->to) : -EXDEV;
+	case NAME_RENAME:
+		return strchr(op->to, '/') == NULL ? disk_rename(parent, name, op->to) : -EXDEV;
 	case NAME_UNLINK: return disk_unlink(parent, name, op->flags & AT_REMOVEDIR);
 	default: return disk_make(parent, name, true, &made);
 	}

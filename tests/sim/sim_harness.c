@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Cases, seeds and lives. Each life is a child of its own: whatever a crash leaves of a process (fibers, locks, static
- * state) is gone with it, and what must stay is in the arena.
+ * Cases, seeds and lives. Each life is a child of its own: whatever a crash leaves of a process (fibers,
+ * locks, static state) is gone with it, and what must stay is in the arena.
  *
- * Where a crash comes is a number drawn from the seed alone, so that a seed can be repeated alone. It is drawn up to a
- * quarter more than the events of a first run without a crash; past the end means after the end.
+ * Where a crash comes is a number drawn from the seed alone, so that a seed can be repeated alone. It is
+ * drawn up to a quarter more than the events of a first run without a crash; past the end means after
+ * the end.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +29,7 @@ enum { LIFE_SECONDS = 120, RERUNS = 2 };
 struct run {
 	const struct sim_case *c;
 	uint64_t scenario_events, recover_events; /* of the first run, without a crash in them */
-	uint64_t only_event;			  /* of NBDRS_SIM_EVENT; 0 = none */
+	uint64_t only_event;                      /* of NBDRS_SIM_EVENT; 0 = none */
 	bool is_traced;
 	int output; /* what the children write to standard error; -1 = ours */
 };
@@ -175,7 +176,8 @@ out:
 /* The seed's hash as another process finds it, where memory is elsewhere. 0 or -errno. */
 static int hash_elsewhere(const char *name, uint64_t seed, uint64_t *hash)
 {
-	char number[32], self[] = "/proc/self/exe", text[32] = "", *argv[] = { self, (char *)(uintptr_t)name, NULL };
+	char number[32], self[] = "/proc/self/exe", text[32] = "",
+			 *argv[] = { self, (char *)(uintptr_t)name, NULL };
 	int ends[2], status;
 	ssize_t n;
 	pid_t pid;
@@ -211,8 +213,8 @@ static void repeat(const struct run *run, uint64_t seed, struct outcome *o)
 		return;
 	o->has_failed = true;
 	(void)snprintf(o->where, sizeof(o->where),
-		       "seed %" PRIu64 " is not repeatable: hash %016" PRIx64 ", in another process %016" PRIx64
-		       "%s (compare two traces)",
+		       "seed %" PRIu64 " is not repeatable: hash %016" PRIx64
+		       ", in another process %016" PRIx64 "%s (compare two traces)",
 		       seed, o->hash, again, rc != 0 ? ", which failed" : "");
 }
 
@@ -272,8 +274,11 @@ static bool run_case(struct run *run)
 	bool ok = run_all(run, &sum, &seeds), is_good = ok != c->must_fail;
 
 	printf("%-4s %-32s %6" PRIu64 " seeds %7" PRIu64 " crashes %9" PRIu64 " events %7.1f s%s\n",
-	       is_good ? "ok" : "FAIL", c->name, seeds, sum.crashes, sum.events, (double)(now_ns() - begin) / 1e9,
-	       ok && c->must_fail ? " and nothing was caught" : !ok && is_good ? " caught" : "");
+	       is_good ? "ok" : "FAIL", c->name, seeds, sum.crashes, sum.events,
+	       (double)(now_ns() - begin) / 1e9,
+	       ok && c->must_fail ? " and nothing was caught"
+	       : !ok && is_good   ? " caught"
+				  : "");
 	if (!ok)
 		printf("     %s\n", sum.where);
 	if (!is_good && !ok)
@@ -298,8 +303,9 @@ static bool run_one_seed(struct run *run, uint64_t seed, bool is_hash_only)
 	if (is_hash_only)
 		printf("%016" PRIx64 "\n", o.hash);
 	else
-		printf("%s %s: seed %" PRIu64 " hash %016" PRIx64 "\n%s", o.has_failed ? "FAIL" : "ok",
-		       run->c->name, seed, o.hash, o.has_failed ? o.where : "");
+		printf("%s %s: seed %" PRIu64 " hash %016" PRIx64 "\n%s",
+		       o.has_failed ? "FAIL" : "ok", run->c->name, seed, o.hash,
+		       o.has_failed ? o.where : "");
 	return !o.has_failed;
 }
 
@@ -313,7 +319,8 @@ static bool is_wanted(const char *name, int argc, char **argv)
 
 int sim_main(int argc, char **argv, const struct sim_case *cases, size_t n)
 {
-	uint64_t seed = number("NBDRS_SIM_SEED", UINT64_MAX), hash = number("NBDRS_SIM_HASH", UINT64_MAX);
+	uint64_t seed = number("NBDRS_SIM_SEED", UINT64_MAX),
+		 hash = number("NBDRS_SIM_HASH", UINT64_MAX);
 	unsigned passed = 0, failed = 0;
 
 	if (arena_init() != 0) {
@@ -322,7 +329,9 @@ int sim_main(int argc, char **argv, const struct sim_case *cases, size_t n)
 	}
 	remote_register();
 	for (size_t k = 0; k < n; k++) {
-		struct run run = { .c = &cases[k], .only_event = number("NBDRS_SIM_EVENT", 0), .output = -1 };
+		struct run run = { .c = &cases[k],
+				   .only_event = number("NBDRS_SIM_EVENT", 0),
+				   .output = -1 };
 		bool ok;
 
 		if (!is_wanted(cases[k].name, argc, argv))

@@ -7,10 +7,10 @@
 #include "sim_int.h"
 
 /* Calls for each page that [off, off + len) touches: its number, where in it, how much. */
-#define for_pages(off, len, n, in, part)                                                          \
-	for (uint64_t at_ = (off), end_ = (off) + (len), n, in, part;                             \
-	     at_ < end_ && (n = at_ / SIM_PAGE, in = at_ % SIM_PAGE,                              \
-			   part = MIN(SIM_PAGE - in, end_ - at_), true);                          \
+#define for_pages(off, len, n, in, part)                                 \
+	for (uint64_t at_ = (off), end_ = (off) + (len), n, in, part;    \
+	     at_ < end_ && (n = at_ / SIM_PAGE, in = at_ % SIM_PAGE,     \
+			   part = MIN(SIM_PAGE - in, end_ - at_), true); \
 	     at_ += part)
 
 static uint8_t *page(const struct image *m, uint64_t n)
@@ -53,7 +53,8 @@ void image_read(const struct image *m, uint64_t off, void *buf, uint64_t len)
 {
 	uint8_t *to = buf;
 
-	for_pages (off, len, n, in, part) {
+	for_pages(off, len, n, in, part)
+	{
 		const uint8_t *p = page(m, n);
 
 		if (p != NULL)
@@ -68,7 +69,8 @@ void image_write(struct image *m, uint64_t off, const void *buf, uint64_t len)
 {
 	const uint8_t *from = buf;
 
-	for_pages (off, len, n, in, part) {
+	for_pages(off, len, n, in, part)
+	{
 		memcpy(page_made(m, n) + in, from, part);
 		from += part;
 	}
@@ -77,7 +79,8 @@ void image_write(struct image *m, uint64_t off, const void *buf, uint64_t len)
 void image_zero(struct image *m, uint64_t off, uint64_t len)
 {
 	len = off < m->room * SIM_PAGE ? MIN(len, m->room * SIM_PAGE - off) : 0;
-	for_pages (off, len, n, in, part) {
+	for_pages(off, len, n, in, part)
+	{
 		uint8_t *p = page(m, n);
 
 		if (part == SIM_PAGE)
@@ -98,7 +101,8 @@ uint64_t image_missing(const struct image *m, uint64_t off, uint64_t len)
 {
 	uint64_t missing = 0;
 
-	for_pages (off, len, n, in, part) {
+	for_pages(off, len, n, in, part)
+	{
 		missing += page(m, n) == NULL;
 	}
 	return missing;
@@ -106,7 +110,8 @@ uint64_t image_missing(const struct image *m, uint64_t off, uint64_t len)
 
 void image_reserve(struct image *m, uint64_t off, uint64_t len)
 {
-	for_pages (off, len, n, in, part) {
+	for_pages(off, len, n, in, part)
+	{
 		(void)page_made(m, n);
 	}
 }

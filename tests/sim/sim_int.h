@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The simulator's inside. Three parts: what is shared by all lives of the machine (arena, struct world, disk, remote
- * store), the engine of one life, and the harness that runs lives in child processes.
+ * The simulator's inside. Three parts: what is shared by all lives of the machine (arena, struct world,
+ * disk, remote store), the engine of one life, and the harness that runs lives in child processes.
  */
 #ifndef NBDRS_SIM_INT_H
 #define NBDRS_SIM_INT_H
@@ -28,9 +28,9 @@ void arena_free(void *p, size_t len);
 
 struct world {
 	uint64_t seed;
-	uint64_t random;   /* the state of sim_random() */
-	uint64_t hash;	   /* of everything that happened: equal for equal seeds */
-	uint64_t clock;	   /* ns; goes on over crashes */
+	uint64_t random; /* the state of sim_random() */
+	uint64_t hash;   /* of everything that happened: equal for equal seeds */
+	uint64_t clock;  /* ns; goes on over crashes */
 	unsigned life;
 	uint64_t events;   /* of the latest life */
 	char event[200];   /* the latest */
@@ -55,10 +55,10 @@ void sim_note(uint64_t value);
 enum { SIM_PAGE = 4096, SIM_SECTOR = 512 };
 
 struct image {
-	uint64_t size;	 /* bytes; what a page holds behind it is zero */
+	uint64_t size;   /* bytes; what a page holds behind it is zero */
 	uint8_t **pages; /* by number; NULL = a hole */
-	uint64_t room;	 /* entries of `pages` */
-	uint64_t used;	 /* pages that are there */
+	uint64_t room;   /* entries of `pages` */
+	uint64_t used;   /* pages that are there */
 };
 
 /* Inside the size. */
@@ -77,17 +77,25 @@ void image_free(struct image *m);
 
 enum { SIM_NAME_MAX = 63 };
 
-enum change_kind { CHANGE_DATA, CHANGE_ZERO, CHANGE_SIZE, CHANGE_RESERVE, CHANGE_LINK, CHANGE_UNLINK, CHANGE_RENAME };
+enum change_kind {
+	CHANGE_DATA,
+	CHANGE_ZERO,
+	CHANGE_SIZE,
+	CHANGE_RESERVE,
+	CHANGE_LINK,
+	CHANGE_UNLINK,
+	CHANGE_RENAME
+};
 
 /* Something done to a file or folder that is not durable yet. */
 struct change {
-	struct list node;  /* inode.changes, oldest first */
-	uint64_t seq;	   /* grows over the whole disk */
+	struct list node; /* inode.changes, oldest first */
+	uint64_t seq;     /* grows over the whole disk */
 	enum change_kind kind;
-	bool is_durable;   /* survives all the same (O_DSYNC) */
-	uint64_t off, len; /* SIZE: off = the new size */
-	uint8_t *data;	   /* DATA: len bytes */
-	struct inode *inode; /* LINK: what gets the name */
+	bool is_durable;                                   /* survives all the same (O_DSYNC) */
+	uint64_t off, len;                                 /* SIZE: off = the new size */
+	uint8_t *data;                                     /* DATA: len bytes */
+	struct inode *inode;                               /* LINK: what gets the name */
 	char name[SIM_NAME_MAX + 1], to[SIM_NAME_MAX + 1]; /* of folders */
 };
 
@@ -102,15 +110,15 @@ struct entries {
 };
 
 struct inode {
-	struct list node;	 /* disk.inodes */
+	struct list node; /* disk.inodes */
 	unsigned number;
-	bool is_dir, is_seen;	 /* seen: by the search for what nobody refers to */
-	struct image now, stable;     /* of a file: what reads see, what a crash leaves for sure */
+	bool is_dir, is_seen;     /* seen: by the search for what nobody refers to */
+	struct image now, stable; /* of a file: what reads see, what a crash leaves for sure */
 	struct entries names, stable_names; /* of a folder */
 	struct list changes;
 	uint64_t changes_n;
-	uint64_t errors;	 /* syncs that failed */
-	unsigned opens;		 /* fds of this life */
+	uint64_t errors; /* syncs that failed */
+	unsigned opens;  /* fds of this life */
 };
 
 struct disk {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * remote: a store on another machine, which does not crash with ours. Its objects are in the arena; a disk is one
- * object. Each request is two events, and takes effect at one of them at once.
+ * remote: a store on another machine, which does not crash with ours. Its objects are in the arena; a
+ * disk is one object. Each request is two events, and takes effect at one of them at once.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -55,9 +55,8 @@ static struct remote *remote(void)
 
 static struct store *store_find(const char *name)
 {
-	list_for_each (s, &remote()->stores, struct store, node)
-		if (strcmp(s->name, name) == 0)
-			return s;
+	list_for_each(s, &remote()->stores, struct store,
+		      node) if (strcmp(s->name, name) == 0) return s;
 	return NULL;
 }
 
@@ -76,9 +75,7 @@ static struct store *store_get(const char *name)
 
 static struct object *object_find(const struct store *s, const char *name)
 {
-	list_for_each (o, &s->objects, struct object, node)
-		if (strcmp(o->name, name) == 0)
-			return o;
+	list_for_each(o, &s->objects, struct object, node) if (strcmp(o->name, name) == 0) return o;
 	return NULL;
 }
 
@@ -209,13 +206,13 @@ static int act(struct self *self, const struct request *q)
 static CO_FN int request(struct chan *c, const struct request *q)
 {
 	static const char *const kinds[] = { "read", "write", "zero", "stat", "put", "del" };
-	bool is_early = sim_chance(MILLION / 2), fails = now_ns() < remote()->fail_until &&
-							 sim_chance(remote()->fail_ppm);
+	bool is_early = sim_chance(MILLION / 2),
+	     fails = now_ns() < remote()->fail_until && sim_chance(remote()->fail_ppm);
 	bool is_done = !fails || sim_chance(MILLION / 2);
 	int rc = 0;
 
-	sim_event("remote %s %s %" PRIu64 "+%" PRIu64 "%s", kinds[q->kind], name_of(q), q->off, q->len,
-		  fails ? " fails" : "");
+	sim_event("remote %s %s %" PRIu64 "+%" PRIu64 "%s", kinds[q->kind], name_of(q), q->off,
+		  q->len, fails ? " fails" : "");
 	if (is_done && is_early)
 		rc = act(c->layer->self, q);
 	sim_wait(REQUEST_NS);
@@ -230,17 +227,22 @@ static CO_FN int request(struct chan *c, const struct request *q)
 
 static CO_FN int remote_read(struct chan *c, struct ext e, const struct iov *iov, unsigned fl)
 {
-	return request(c, &(struct request){ .kind = READ, .obj = e.obj, .iov = iov, .off = e.off, .len = e.len });
+	return request(
+		c, &(struct request){
+			   .kind = READ, .obj = e.obj, .iov = iov, .off = e.off, .len = e.len });
 }
 
 static CO_FN int remote_write(struct chan *c, struct ext e, const struct iov *iov, unsigned fl)
 {
-	return request(c, &(struct request){ .kind = WRITE, .obj = e.obj, .iov = iov, .off = e.off, .len = e.len });
+	return request(
+		c, &(struct request){
+			   .kind = WRITE, .obj = e.obj, .iov = iov, .off = e.off, .len = e.len });
 }
 
 static CO_FN int remote_zero(struct chan *c, struct ext e, unsigned fl)
 {
-	return request(c, &(struct request){ .kind = ZERO, .obj = e.obj, .off = e.off, .len = e.len });
+	return request(c,
+		       &(struct request){ .kind = ZERO, .obj = e.obj, .off = e.off, .len = e.len });
 }
 
 static CO_FN int remote_trim(struct chan *c, struct ext e, unsigned fl)
@@ -260,7 +262,9 @@ static CO_FN int remote_stat(struct chan *c, const struct obj *obj, struct obj_s
 
 static CO_FN int remote_put(struct chan *c, const struct put *p, struct obj_stat *st)
 {
-	return request(c, &(struct request){ .kind = PUT, .obj = p->obj, .put = p, .st = st, .len = p->iov->len });
+	return request(
+		c, &(struct request){
+			   .kind = PUT, .obj = p->obj, .put = p, .st = st, .len = p->iov->len });
 }
 
 static CO_FN int remote_del(struct chan *c, const struct obj *objs, unsigned n)
@@ -278,7 +282,8 @@ static CO_FN int remote_list(struct chan *c, const char *prefix, list_fn *fn, vo
 	sim_event("remote list ends");
 	if (now_ns() < remote()->fail_until && sim_chance(remote()->fail_ppm))
 		return remote()->error;
-	list_for_each (o, &self->store->objects, struct object, node) {
+	list_for_each(o, &self->store->objects, struct object, node)
+	{
 		if (strncmp(o->name, prefix, strlen(prefix)) == 0)
 			rc = fn(arg, o->name, o->image.size);
 		if (rc != 0)
@@ -305,19 +310,30 @@ static CO_FN int remote_open(struct layer *l, struct err *err)
 	return 0;
 }
 
-static CO_FN int remote_create(struct layer *l, const struct obj *obj, uint64_t size, bool force, struct err *err)
+static CO_FN int remote_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
+			       struct err *err)
 {
 	return 0; /* it is there */
 }
 
 static const struct opt store_options[] = {
-	{ .name = "name", .type = OPT_STR, .field = offsetof(struct self, name), .help = "which store" },
+	{ .name = "name",
+	  .type = OPT_STR,
+	  .field = offsetof(struct self, name),
+	  .help = "which store" },
 	OPT_END,
 };
 
 static const struct opt disk_options[] = {
-	{ .name = "name", .type = OPT_STR, .field = offsetof(struct self, name), .help = "which store" },
-	{ .name = "size", .type = OPT_SIZE, .field = offsetof(struct self, size), .def = "1Mi", .help = "of the disk" },
+	{ .name = "name",
+	  .type = OPT_STR,
+	  .field = offsetof(struct self, name),
+	  .help = "which store" },
+	{ .name = "size",
+	  .type = OPT_SIZE,
+	  .field = offsetof(struct self, size),
+	  .def = "1Mi",
+	  .help = "of the disk" },
 	OPT_END,
 };
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Does the simulator find what is wrong with a journal? A toy: records of three sectors, appended and acknowledged one
- * after the other. The right one passes; each of the others leaves out one thing that only crashes show, and must be
- * caught. Also the model of a test: what was acknowledged, in memory that survives.
+ * Does the simulator find what is wrong with a journal? A toy: records of three sectors, appended and
+ * acknowledged one after the other. The right one passes; each of the others leaves out one thing that
+ * only crashes show, and must be caught. Also the model of a test: what was acknowledged, in memory that
+ * survives.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +23,7 @@ enum flaw {
 	NO_FOLDER_SYNC = 1 << 0,
 	ACK_BEFORE_SYNC = 1 << 1,
 	NO_CHECKSUM = 1 << 2,
-	RENAME_FIRST = 1 << 3,	 /* before the new contents are synced */
+	RENAME_FIRST = 1 << 3,   /* before the new contents are synced */
 	TRUST_2ND_SYNC = 1 << 4, /* after one that failed: the data is gone, its error reported */
 };
 
@@ -71,7 +72,10 @@ static CO_FN int write_at(int fd, const uint64_t *record, uint64_t off)
 	return io_pwrite_full(fd, &v, 1, off, 0);
 }
 
-/* An error of the disk is gone when it has been told: what was written since the last sync must be written again. */
+/*
+ * An error of the disk is gone when it has been told: what was written since the last sync must be
+ * written again.
+ */
 static CO_FN int make_durable(int fd, const uint64_t *record, uint64_t off, unsigned flaws)
 {
 	int rc = io_fdatasync(fd);
@@ -159,19 +163,20 @@ static CO_FN int find_state(void *model)
 		return 0;
 	SIM_EXPECT(io_pread_full(fd, &v, 1, 0) == 0, "short");
 	SIM_EXPECT(is_whole(record), "torn");
-	SIM_EXPECT(record[0] >= m->acked, "%" PRIu64 " acknowledged, %" PRIu64 " found", m->acked, record[0]);
+	SIM_EXPECT(record[0] >= m->acked, "%" PRIu64 " acknowledged, %" PRIu64 " found", m->acked,
+		   record[0]);
 	SIM_EXPECT(io_close(fd) == 0);
 	return 0;
 }
 
-#define FLAWED(name, flaws)                                                                        \
-	static CO_FN int append_##name(void *model)                                                \
-	{                                                                                          \
-		return append(model, flaws);                                                       \
-	}                                                                                          \
-	static CO_FN int replay_##name(void *model)                                                \
-	{                                                                                          \
-		return replay(model, flaws);                                                       \
+#define FLAWED(name, flaws)                         \
+	static CO_FN int append_##name(void *model) \
+	{                                           \
+		return append(model, flaws);        \
+	}                                           \
+	static CO_FN int replay_##name(void *model) \
+	{                                           \
+		return replay(model, flaws);        \
 	}
 
 FLAWED(right, 0)
@@ -190,7 +195,8 @@ static CO_FN int replace_wrong(void *model)
 	return replace(model, RENAME_FIRST);
 }
 
-#define JOURNAL(name_) .scenario = append_##name_, .recover = replay_##name_, .model_len = sizeof(struct model)
+#define JOURNAL(name_) \
+	.scenario = append_##name_, .recover = replay_##name_, .model_len = sizeof(struct model)
 #define STATE(fn) .scenario = fn, .recover = find_state, .model_len = sizeof(struct model)
 
 static const struct sim_case cases[] = {
@@ -201,9 +207,21 @@ static const struct sim_case cases[] = {
 	  .crash = SIM_ANY_CRASH,
 	  .seeds = 200,
 	  .faults = { .sync_ppm = 200000, .short_ppm = 300000 } },
-	{ .name = "wrong-no-folder-sync", JOURNAL(no_folder_sync), .crash = SIM_POWER_CUT, .seeds = 200, .must_fail = true },
-	{ .name = "wrong-ack-before-sync", JOURNAL(ack_before_sync), .crash = SIM_POWER_CUT, .seeds = 200, .must_fail = true },
-	{ .name = "wrong-no-checksum", JOURNAL(no_checksum), .crash = SIM_POWER_CUT, .seeds = 200, .must_fail = true },
+	{ .name = "wrong-no-folder-sync",
+	  JOURNAL(no_folder_sync),
+	  .crash = SIM_POWER_CUT,
+	  .seeds = 200,
+	  .must_fail = true },
+	{ .name = "wrong-ack-before-sync",
+	  JOURNAL(ack_before_sync),
+	  .crash = SIM_POWER_CUT,
+	  .seeds = 200,
+	  .must_fail = true },
+	{ .name = "wrong-no-checksum",
+	  JOURNAL(no_checksum),
+	  .crash = SIM_POWER_CUT,
+	  .seeds = 200,
+	  .must_fail = true },
 	{ .name = "wrong-trust-2nd-sync",
 	  JOURNAL(trust_2nd_sync),
 	  .crash = SIM_POWER_CUT,
@@ -211,7 +229,11 @@ static const struct sim_case cases[] = {
 	  .faults = { .sync_ppm = 200000 },
 	  .must_fail = true },
 	{ .name = "replace", STATE(replace_right), .crash = SIM_ANY_CRASH, .seeds = 300 },
-	{ .name = "wrong-rename-first", STATE(replace_wrong), .crash = SIM_POWER_CUT, .seeds = 200, .must_fail = true },
+	{ .name = "wrong-rename-first",
+	  STATE(replace_wrong),
+	  .crash = SIM_POWER_CUT,
+	  .seeds = 200,
+	  .must_fail = true },
 };
 
 int main(int argc, char **argv)

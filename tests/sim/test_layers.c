@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Layers as they are, in the simulator: a disk over a remote store that fails and goes away, a machine that crashes, and
- * fibers that write, zero, read and flush. The model knows, of each block, the version that was last begun, answered and
- * flushed: no read finds one older than what was answered before it, and no crash loses one that was flushed.
+ * Layers as they are, in the simulator: a disk over a remote store that fails and goes away, a machine
+ * that crashes, and fibers that write, zero, read and flush. The model knows, of each block, the version
+ * that was last begun, answered and flushed: no read finds one older than what was answered before it,
+ * and no crash loses one that was flushed.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -12,7 +13,14 @@
 #include "nbdrs/layer.h"
 #include "sim.h"
 
-enum { KI = 1024, BLOCK = 4 * KI, BLOCKS = 384, WRITERS = 3, READERS = 2, WORDS = BLOCK / sizeof(uint64_t) };
+enum {
+	KI = 1024,
+	BLOCK = 4 * KI,
+	BLOCKS = 384,
+	WRITERS = 3,
+	READERS = 2,
+	WORDS = BLOCK / sizeof(uint64_t)
+};
 #define NS_PER_S UINT64_C(1000000000)
 
 struct block {
@@ -29,7 +37,7 @@ struct traffic {
 	struct model *m;
 	struct chain *chain;
 	uint64_t pause_ns; /* between the requests of a fiber, about */
-	uint64_t place;	   /* where most of the requests go, so that they meet */
+	uint64_t place;    /* where most of the requests go, so that they meet */
 	bool is_over;
 };
 
@@ -73,7 +81,8 @@ static uint64_t version_of(uint64_t block, const uint64_t *words, uint64_t from,
 		version = from + (4 - from % 4) % 4; /* the first that is zeroes */
 		return version <= to ? version : UINT64_MAX;
 	}
-	return words[0] == word_of(block, version) && version >= from && version <= to ? version : UINT64_MAX;
+	return words[0] == word_of(block, version) && version >= from && version <= to ? version
+										       : UINT64_MAX;
 }
 
 static CO_FN int read_block(struct chan *c, uint64_t block, uint64_t *words)
@@ -97,8 +106,9 @@ static CO_FN int check_all(struct traffic *t)
 		SIM_EXPECT(rc == 0, "block %" PRIu64 ": %d", k, rc);
 		found = version_of(k, words, b->flushed, b->begun);
 		SIM_EXPECT(found != UINT64_MAX,
-			   "block %" PRIu64 " begins with %" PRIx64 " and ends with %" PRIx64 "; flushed %" PRIu64
-			   ", begun %" PRIu64, k, words[0], words[WORDS - 1], b->flushed, b->begun);
+			   "block %" PRIu64 " begins with %" PRIx64 " and ends with %" PRIx64
+			   "; flushed %" PRIu64 ", begun %" PRIu64,
+			   k, words[0], words[WORDS - 1], b->flushed, b->begun);
 		b->answered = b->flushed = found;
 	}
 	return 0;
@@ -117,7 +127,8 @@ static CO_FN int write_block(struct chan *c, struct model *m, uint64_t block)
 
 	for (unsigned k = 0; k < WORDS; k++)
 		words[k] = word_of(block, version);
-	rc = is_zero(version) ? ch_zero(c, ext_of(block), fl | IO_PUNCH) : ch_write(c, ext_of(block), &iov, fl);
+	rc = is_zero(version) ? ch_zero(c, ext_of(block), fl | IO_PUNCH)
+			      : ch_write(c, ext_of(block), &iov, fl);
 	if (rc != 0)
 		return rc;
 	b->answered = version;
@@ -140,7 +151,8 @@ static uint64_t choose_block(struct traffic *t)
 {
 	if (sim_chance(50000))
 		t->place = sim_below(BLOCKS);
-	return sim_chance(700000) ? (t->place + sim_below(2 * WRITERS)) % BLOCKS : sim_below(BLOCKS);
+	return sim_chance(700000) ? (t->place + sim_below(2 * WRITERS)) % BLOCKS
+				  : sim_below(BLOCKS);
 }
 
 struct fiber {
@@ -149,7 +161,7 @@ struct fiber {
 };
 
 /* Each writer has blocks of its own: the order of versions is the order of its requests. */
-static void write_on(void *arg)
+static CO_FN void write_on(void *arg)
 {
 	struct fiber f = *(struct fiber *)arg;
 	struct chan *c = chan_of(f.t);
@@ -164,7 +176,7 @@ static void write_on(void *arg)
 	}
 }
 
-static void read_on(void *arg)
+static CO_FN void read_on(void *arg)
 {
 	struct fiber f = *(struct fiber *)arg;
 	struct chan *c = chan_of(f.t);
@@ -174,15 +186,17 @@ static void read_on(void *arg)
 		const struct block *b = &f.t->m->blocks[block];
 		uint64_t from = b->answered;
 
-		if (read_block(c, block, words) == 0 && version_of(block, words, from, b->begun) == UINT64_MAX)
+		if (read_block(c, block, words) == 0 &&
+		    version_of(block, words, from, b->begun) == UINT64_MAX)
 			(void)sim_failed(__FILE__, __LINE__,
 					 "block %" PRIu64 " reads as %" PRIx64 "; answered %" PRIu64
-					 ", begun %" PRIu64, block, words[0], from, b->begun);
+					 ", begun %" PRIu64,
+					 block, words[0], from, b->begun);
 		pause_between(f.t);
 	}
 }
 
-static void flush_on(void *arg)
+static CO_FN void flush_on(void *arg)
 {
 	struct fiber f = *(struct fiber *)arg;
 	struct chan *c = chan_of(f.t);
@@ -193,7 +207,8 @@ static void flush_on(void *arg)
 			answered[k] = f.t->m->blocks[k].answered;
 		if (ch_flush(c) == 0)
 			for (unsigned k = 0; k < BLOCKS; k++)
-				f.t->m->blocks[k].flushed = MAX(f.t->m->blocks[k].flushed, answered[k]);
+				f.t->m->blocks[k].flushed =
+					MAX(f.t->m->blocks[k].flushed, answered[k]);
 		co_sleep(20 * f.t->pause_ns);
 	}
 }
@@ -205,7 +220,11 @@ static CO_FN void run_traffic(struct traffic *t)
 
 	for (unsigned k = 0; k < ARRAY_LEN(fibers); k++) {
 		fibers[k] = (struct fiber){ t, k };
-		co_group_spawn(&g, k < WRITERS ? write_on : k < WRITERS + READERS ? read_on : flush_on, &fibers[k]);
+		co_group_spawn(&g,
+			       k < WRITERS             ? write_on
+			       : k < WRITERS + READERS ? read_on
+						       : flush_on,
+			       &fibers[k]);
 	}
 	co_group_wait(&g);
 }
@@ -227,7 +246,8 @@ static CO_FN int make(const struct spec *spec, struct model *m)
 }
 
 /* Checks what is there, then more traffic. */
-static CO_FN int use(const struct spec *spec, struct model *m, uint64_t ns, uint64_t pause_ns, CO_FN void (*meanwhile)(void *arg))
+static CO_FN int use(const struct spec *spec, struct model *m, uint64_t ns, uint64_t pause_ns,
+		     CO_FN void (*meanwhile)(void *arg))
 {
 	struct traffic t = { .m = m, .pause_ns = pause_ns };
 	struct co_group g = CO_GROUP_INIT;
@@ -253,7 +273,8 @@ static CO_FN int use(const struct spec *spec, struct model *m, uint64_t ns, uint
 	return rc;
 }
 
-static CO_FN int live(const char *text, void *model, uint64_t ns, uint64_t pause_ns, CO_FN void (*meanwhile)(void *arg))
+static CO_FN int live(const char *text, void *model, uint64_t ns, uint64_t pause_ns,
+		      CO_FN void (*meanwhile)(void *arg))
 {
 	struct spec *spec = NULL;
 	struct err err = { "" };
@@ -276,7 +297,8 @@ static CO_FN int sharded_short(void *model)
 static CO_FN int cached_short(void *model)
 {
 	sim_remote_fails(-ECONNRESET, 30000, UINT64_MAX);
-	return live("cache[mem=1Mi,granule=4Ki]:" SHARDED "remote", model, 400000000, 2000000, NULL);
+	return live("cache[mem=1Mi,granule=4Ki]:" SHARDED "remote", model, 400000000, 2000000,
+		    NULL);
 }
 
 /* A disk that is remote as a whole: writes take their time there. No volume to be made. */
@@ -284,11 +306,12 @@ static CO_FN int cached_disk(void *model)
 {
 	((struct model *)model)->is_made = true;
 	sim_remote_fails(-ETIMEDOUT, 10000, UINT64_MAX);
-	return live("cache[mem=1Mi,granule=8Ki]:retry:remote[size=1536Ki]", model, 400000000, 2000000, NULL);
+	return live("cache[mem=1Mi,granule=8Ki]:retry:remote[size=1536Ki]", model, 400000000,
+		    2000000, NULL);
 }
 
 /* The weather of a day: good, failing, and away for up to ten minutes. */
-static void weather(void *arg)
+static CO_FN void weather(void *arg)
 {
 	const struct traffic *t = arg;
 	static const int errors[] = { -EAGAIN, -ETIMEDOUT, -ECONNRESET, -ECONNREFUSED };
@@ -297,7 +320,10 @@ static void weather(void *arg)
 		uint64_t ns = NS_PER_S * (10 + sim_below(590));
 		uint64_t kind = sim_below(3);
 
-		sim_remote_fails(errors[sim_below(ARRAY_LEN(errors))], kind == 0 ? 0 : kind == 1 ? 200000 : 1000000,
+		sim_remote_fails(errors[sim_below(ARRAY_LEN(errors))],
+				 kind == 0   ? 0
+				 : kind == 1 ? 200000
+					     : 1000000,
 				 now_ns() + ns);
 		co_sleep(ns + NS_PER_S * sim_below(600));
 	}
@@ -306,25 +332,32 @@ static void weather(void *arg)
 
 static CO_FN int day(void *model)
 {
-	return live(SHARDED "remote", model, 24 * 3600 * NS_PER_S, 4 * NS_PER_S, weather);
+	return live(SHARDED "remote", model, 24 * 3600 * NS_PER_S, 12 * NS_PER_S, weather);
 }
 
 /* Nothing volatile but time: the layers for tests, with errors that retry must hide. */
 static CO_FN int day_in_memory(void *model)
 {
 	((struct model *)model)->is_made = true; /* no volume: the disk is there */
-	return live("retry[deadline=10m]:fault[rate=10%,ops=read|write|zero,error=EAGAIN]:delay[read=2ms,write=5ms,jitter=50ms]:mem[size=1536Ki]",
-		    model, 24 * 3600 * NS_PER_S, 2 * NS_PER_S, NULL);
+	return live(
+		"retry[deadline=10m]:fault[rate=10%,ops=read|write|zero,error=EAGAIN]:"
+		    "delay[read=2ms,write=5ms,jitter=50ms]:mem[size=1536Ki]",
+		model, 24 * 3600 * NS_PER_S, 2 * NS_PER_S, NULL);
 }
 
 #define MODEL .model_len = sizeof(struct model)
-#define CRASHES(fn) .scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30
+#define CRASHES(fn) \
+	.scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30
 
 static const struct sim_case cases[] = {
 	{ .name = "sharded", CRASHES(sharded_short) },
 	{ .name = "cache-sharded", CRASHES(cached_short) },
 	{ .name = "cache-disk", CRASHES(cached_disk) },
-	{ .name = "sharded-24h", .scenario = day, .recover = sharded_short, MODEL, .is_once = true },
+	{ .name = "sharded-24h",
+	  .scenario = day,
+	  .recover = sharded_short,
+	  MODEL,
+	  .is_once = true },
 	{ .name = "retry-24h", .scenario = day_in_memory, MODEL, .is_once = true },
 };
 

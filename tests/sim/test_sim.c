@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The simulator itself: clock, schedule, names, faults, and what a crash leaves. What must be possible but not certain (a
- * torn write, a name that survives unsynced) is a case that claims the opposite and must be caught.
+ * The simulator itself: clock, schedule, names, faults, and what a crash leaves. What must be possible
+ * but not certain (a torn write, a name that survives unsynced) is a case that claims the opposite and
+ * must be caught.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -73,7 +74,8 @@ static CO_FN int durable(const char *path, uint8_t value, unsigned pages)
 {
 	int fd = create(path);
 
-	if (fd < 0 || put(fd, value, 0, (size_t)pages * PAGE, 0) != (ssize_t)pages * PAGE || io_fdatasync(fd) != 0 || sync_folder() != 0)
+	if (fd < 0 || put(fd, value, 0, (size_t)pages * PAGE, 0) != (ssize_t)pages * PAGE ||
+	    io_fdatasync(fd) != 0 || sync_folder() != 0)
 		return -EIO;
 	return fd;
 }
@@ -87,7 +89,8 @@ static CO_FN int clock_jumps(void *model)
 	(void)model;
 	co_sleep(24 * 3600 * NS_PER_S);
 	SIM_EXPECT(now_ns() - begin >= 24 * 3600 * NS_PER_S);
-	SIM_EXPECT(now_ns() - begin < 24 * 3600 * NS_PER_S + NS_PER_S, "late by more than a second");
+	SIM_EXPECT(now_ns() - begin < 24 * 3600 * NS_PER_S + NS_PER_S,
+		   "late by more than a second");
 	SIM_EXPECT(wall_ns() - wall == now_ns() - begin);
 	SIM_EXPECT(reactor_now() <= now_ns());
 	/* Who waits by looking at the clock gets on as well. */
@@ -106,7 +109,7 @@ struct runner {
 	char name;
 };
 
-static void run_once(void *arg)
+static CO_FN void run_once(void *arg)
 {
 	struct runner r = *(struct runner *)arg;
 
@@ -152,7 +155,7 @@ static CO_FN int offload_takes_time(void *model)
 	return 0;
 }
 
-static void wait_for_ever(void *arg)
+static CO_FN void wait_for_ever(void *arg)
 {
 	(void)arg;
 	for (;;)
@@ -184,7 +187,10 @@ static int note_name(void *arg, const char *name)
 {
 	unsigned *seen = arg;
 
-	*seen |= strcmp(name, "a") == 0 ? 1 : strcmp(name, "b") == 0 ? 2 : strcmp(name, "sub") == 0 ? 4 : 8;
+	*seen |= strcmp(name, "a") == 0     ? 1
+		 : strcmp(name, "b") == 0   ? 2
+		 : strcmp(name, "sub") == 0 ? 4
+					    : 8;
 	return 0;
 }
 
@@ -213,9 +219,11 @@ static CO_FN int names(void *model)
 	SIM_EXPECT(io_close(other) == 0 && io_close(other) == -EBADF);
 	SIM_EXPECT(io_renameat(folder, "a", "b") == 0 && !exists("/disk/a") && exists("/disk/b"));
 	SIM_EXPECT(io_list(folder, note_name, &seen) == 0 && seen == 6, "%u", seen);
-	SIM_EXPECT(io_ftruncate(fd, 3 * PAGE) == 0 && io_fstat(fd, &st) == 0 && st.st_size == 3 * PAGE);
+	SIM_EXPECT(io_ftruncate(fd, 3 * PAGE) == 0 && io_fstat(fd, &st) == 0 &&
+		   st.st_size == 3 * PAGE);
 	SIM_EXPECT(count(fd, 0, 0, PAGE) == PAGE);
-	SIM_EXPECT(put(fd, 7, 0, 2 * PAGE, 0) == 2 * PAGE && io_ftruncate(fd, 100) == 0 && io_ftruncate(fd, PAGE) == 0);
+	SIM_EXPECT(put(fd, 7, 0, 2 * PAGE, 0) == 2 * PAGE && io_ftruncate(fd, 100) == 0 &&
+		   io_ftruncate(fd, PAGE) == 0);
 	SIM_EXPECT(count(fd, 7, 0, PAGE) == 100, "what was cut off comes back as zeroes");
 	return io_close(fd) + io_close(folder);
 }
@@ -225,8 +233,10 @@ static CO_FN int locks(void *model)
 	int a = create("/disk/lock"), b = create("/disk/lock");
 
 	(void)model;
-	SIM_EXPECT(io_flock(a, LOCK_EX) == 0 && io_flock(b, LOCK_EX) == -EWOULDBLOCK && io_flock(b, LOCK_SH) == -EWOULDBLOCK);
-	SIM_EXPECT(io_flock(a, LOCK_SH) == 0 && io_flock(b, LOCK_SH) == 0 && io_flock(b, LOCK_EX) == -EWOULDBLOCK);
+	SIM_EXPECT(io_flock(a, LOCK_EX) == 0 && io_flock(b, LOCK_EX) == -EWOULDBLOCK &&
+		   io_flock(b, LOCK_SH) == -EWOULDBLOCK);
+	SIM_EXPECT(io_flock(a, LOCK_SH) == 0 && io_flock(b, LOCK_SH) == 0 &&
+		   io_flock(b, LOCK_EX) == -EWOULDBLOCK);
 	SIM_EXPECT(io_close(a) == 0 && io_flock(b, LOCK_EX) == 0);
 	sim_crash(SIM_KILL); /* a lock dies with its process */
 }
@@ -249,7 +259,8 @@ static CO_FN int faults_by_rule(void *model)
 	(void)model;
 	SIM_EXPECT(fd >= 0);
 	sim_fail(SIM_READ, "/a", 1, 2, -EIO);
-	SIM_EXPECT(count(fd, 1, 0, PAGE) == PAGE && count(fd, 1, 0, PAGE) == -1 && count(fd, 1, 0, PAGE) == -1 && count(fd, 1, 0, PAGE) == PAGE);
+	SIM_EXPECT(count(fd, 1, 0, PAGE) == PAGE && count(fd, 1, 0, PAGE) == -1 &&
+		   count(fd, 1, 0, PAGE) == -1 && count(fd, 1, 0, PAGE) == PAGE);
 	sim_fail(SIM_OPEN, "b", 0, 1, -EMFILE);
 	SIM_EXPECT(create("/disk/b") == -EMFILE);
 	/* A failed sync is told to each fd once, and no more. */
@@ -272,9 +283,12 @@ static CO_FN int full_disk(void *model)
 	sim_set_faults(&f);
 	SIM_EXPECT(put(fd, 1, 0, 6 * PAGE, 0) == 6 * PAGE);
 	SIM_EXPECT(put(fd, 1, 6 * PAGE, 6 * PAGE, 0) == 2 * PAGE, "what fits");
-	SIM_EXPECT(put(fd, 1, 8 * PAGE, PAGE, 0) == -ENOSPC && put(fd, 2, 0, PAGE, 0) == PAGE, "overwriting needs no room");
-	SIM_EXPECT(io_fallocate(fd, 0, 8 * PAGE, PAGE) == -ENOSPC && io_ftruncate(fd, 4 * PAGE) == 0);
-	SIM_EXPECT(io_fallocate(fd, 0, 4 * PAGE, 4 * PAGE) == 0 && put(fd, 1, 4 * PAGE, 4 * PAGE, 0) == 4 * PAGE);
+	SIM_EXPECT(put(fd, 1, 8 * PAGE, PAGE, 0) == -ENOSPC && put(fd, 2, 0, PAGE, 0) == PAGE,
+		   "overwriting needs no room");
+	SIM_EXPECT(io_fallocate(fd, 0, 8 * PAGE, PAGE) == -ENOSPC &&
+		   io_ftruncate(fd, 4 * PAGE) == 0);
+	SIM_EXPECT(io_fallocate(fd, 0, 4 * PAGE, 4 * PAGE) == 0 &&
+		   put(fd, 1, 4 * PAGE, 4 * PAGE, 0) == 4 * PAGE);
 	return io_close(fd);
 }
 
@@ -285,8 +299,10 @@ static CO_FN int direct(void *model)
 	struct iovec good = { bytes, PAGE }, bad = { bytes, 100 }, odd = { bytes + 8, 512 };
 
 	(void)model;
-	SIM_EXPECT(io_pwritev(fd, &good, 1, 0, 0) == PAGE && io_pwritev(fd, &good, 1, 8, 0) == -EINVAL);
-	SIM_EXPECT(io_pwritev(fd, &bad, 1, 0, 0) == -EINVAL && io_preadv(fd, &odd, 1, 0) == -EINVAL);
+	SIM_EXPECT(io_pwritev(fd, &good, 1, 0, 0) == PAGE &&
+		   io_pwritev(fd, &good, 1, 8, 0) == -EINVAL);
+	SIM_EXPECT(io_pwritev(fd, &bad, 1, 0, 0) == -EINVAL &&
+		   io_preadv(fd, &odd, 1, 0) == -EINVAL);
 	return io_close(fd);
 }
 
@@ -301,7 +317,8 @@ static CO_FN int synced(void *model)
 	SIM_EXPECT(fd >= 0 && other >= 0);
 	SIM_EXPECT(put(fd, 2, 0, PAGE, 0) == PAGE);
 	SIM_EXPECT(sim_stable_read("/disk/a", &byte, 1, 0) == 1 && byte == 1, "%d", byte);
-	SIM_EXPECT(io_fdatasync(fd) == 0 && sim_stable_read("/disk/a", &byte, 1, 0) == 1 && byte == 2);
+	SIM_EXPECT(io_fdatasync(fd) == 0 && sim_stable_read("/disk/a", &byte, 1, 0) == 1 &&
+		   byte == 2);
 	SIM_EXPECT(put(fd, 3, PAGE, PAGE, RWF_DSYNC) == PAGE); /* durable, the other one not */
 	SIM_EXPECT(put(fd, 4, 2 * PAGE, PAGE, 0) == PAGE);
 	sim_crash(SIM_POWER_CUT);
@@ -318,7 +335,10 @@ static CO_FN int find_synced(void *model)
 	return 0;
 }
 
-/* One sector for each version; a sync now and then. After a crash a sector has its synced version or a later one. */
+/*
+ * One sector for each version; a sync now and then. After a crash a sector has its synced version or a
+ * later one.
+ */
 enum { FILES = 2, SECTORS = 24 };
 
 struct sectors {
@@ -337,13 +357,15 @@ static CO_FN int write_sectors(void *model)
 		fd[f] = durable(paths[f], 0, SECTORS * SECTOR / PAGE);
 	m->is_there = true;
 	for (unsigned round = 0; round < 60; round++) {
-		unsigned f = (unsigned)sim_below(FILES), from = (unsigned)sim_below(SECTORS), n = 1 + (unsigned)sim_below(SECTORS - from);
+		unsigned f = (unsigned)sim_below(FILES), from = (unsigned)sim_below(SECTORS),
+			 n = 1 + (unsigned)sim_below(SECTORS - from);
 		uint8_t bytes[SECTORS * SECTOR];
 		struct iovec v = { bytes, (size_t)n * SECTOR };
 
 		for (unsigned k = 0; k < n; k++)
 			memset(bytes + k * SECTOR, ++m->begun[f][from + k], SECTOR);
-		SIM_EXPECT(io_pwrite_full(fd[f], &v, 1, (uint64_t)from * SECTOR, sim_chance(100000) ? RWF_DSYNC : 0) == 0);
+		SIM_EXPECT(io_pwrite_full(fd[f], &v, 1, (uint64_t)from * SECTOR,
+					  sim_chance(100000) ? RWF_DSYNC : 0) == 0);
 		if (sim_chance(200000)) {
 			uint8_t covers[SECTORS];
 
@@ -370,8 +392,9 @@ static CO_FN int find_sectors(void *model)
 
 			for (unsigned b = 1; b < SECTOR; b++)
 				SIM_EXPECT(bytes[k * SECTOR + b] == got, "sector %u is torn", k);
-			SIM_EXPECT(got >= m->synced[f][k] && got <= m->begun[f][k], "sector %u: %u, synced %u, begun %u",
-				   k, got, m->synced[f][k], m->begun[f][k]);
+			SIM_EXPECT(got >= m->synced[f][k] && got <= m->begun[f][k],
+				   "sector %u: %u, synced %u, begun %u", k, got, m->synced[f][k],
+				   m->begun[f][k]);
 		}
 	}
 	return 0;
@@ -431,7 +454,8 @@ static CO_FN int never_torn(void *model)
 
 static CO_FN int never_reordered(void *model)
 {
-	int fd = open_at("/disk/a", O_RDONLY), first = count(fd, 2, 0, PAGE), second = count(fd, 2, PAGE, PAGE);
+	int fd = open_at("/disk/a", O_RDONLY), first = count(fd, 2, 0, PAGE),
+	    second = count(fd, 2, PAGE, PAGE);
 
 	(void)model;
 	SIM_EXPECT(second == 0 || first == PAGE, "%d %d", first, second);
@@ -466,9 +490,19 @@ static CO_FN int name_never_kept(void *model)
 	return 0;
 }
 
-#define ALONE(fn) { .name = #fn, .scenario = fn, .seeds = 3, .is_once = true }
-#define CUT(fn) { .name = #fn, .scenario = two_writes, .recover = fn, .seeds = 100, .is_once = true, .must_fail = true }
-#define WRONG(fn) { .name = #fn, .scenario = fn, .is_once = true, .must_fail = true }
+#define ALONE(fn)                                                        \
+	{                                                                \
+		.name = #fn, .scenario = fn, .seeds = 3, .is_once = true \
+	}
+#define CUT(fn)                                                                                    \
+	{                                                                                          \
+		.name = #fn, .scenario = two_writes, .recover = fn, .seeds = 100, .is_once = true, \
+		.must_fail = true                                                                  \
+	}
+#define WRONG(fn)                                                               \
+	{                                                                       \
+		.name = #fn, .scenario = fn, .is_once = true, .must_fail = true \
+	}
 
 static const struct sim_case cases[] = {
 	ALONE(clock_jumps),
@@ -483,8 +517,18 @@ static const struct sim_case cases[] = {
 	ALONE(full_disk),
 	ALONE(direct),
 	{ .name = "synced", .scenario = synced, .recover = find_synced, .seeds = 100 },
-	{ .name = "sectors", .scenario = write_sectors, .recover = find_sectors, .model_len = sizeof(struct sectors), .crash = SIM_POWER_CUT, .seeds = 300 },
-	{ .name = "killed", .scenario = write_and_be_killed, .recover = find_all, .model_len = sizeof(struct killed), .crash = SIM_KILL, .seeds = 100 },
+	{ .name = "sectors",
+	  .scenario = write_sectors,
+	  .recover = find_sectors,
+	  .model_len = sizeof(struct sectors),
+	  .crash = SIM_POWER_CUT,
+	  .seeds = 300 },
+	{ .name = "killed",
+	  .scenario = write_and_be_killed,
+	  .recover = find_all,
+	  .model_len = sizeof(struct killed),
+	  .crash = SIM_KILL,
+	  .seeds = 100 },
 	CUT(never_torn),
 	CUT(never_reordered),
 	CUT(never_lost),
