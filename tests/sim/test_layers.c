@@ -22,6 +22,8 @@ enum {
 	WORDS = BLOCK / sizeof(uint64_t)
 };
 #define NS_PER_S UINT64_C(1000000000)
+#define SHORT_NS UINT64_C(150000000) /* of a life that crashes */
+#define PAUSE_NS UINT64_C(2000000)
 
 struct block {
 	uint64_t begun, answered, flushed; /* versions; 0 = never written */
@@ -291,13 +293,13 @@ static CO_FN int live(const char *text, void *model, uint64_t ns, uint64_t pause
 static CO_FN int sharded_short(void *model)
 {
 	sim_remote_fails(-EAGAIN, 30000, UINT64_MAX);
-	return live(SHARDED "remote", model, 400000000, 2000000, NULL);
+	return live(SHARDED "remote", model, SHORT_NS, PAUSE_NS, NULL);
 }
 
 static CO_FN int cached_short(void *model)
 {
 	sim_remote_fails(-ECONNRESET, 30000, UINT64_MAX);
-	return live("cache[mem=1Mi,granule=4Ki]:" SHARDED "remote", model, 400000000, 2000000,
+	return live("cache[mem=1Mi,granule=4Ki]:" SHARDED "remote", model, SHORT_NS, PAUSE_NS,
 		    NULL);
 }
 
@@ -306,8 +308,8 @@ static CO_FN int cached_disk(void *model)
 {
 	((struct model *)model)->is_made = true;
 	sim_remote_fails(-ETIMEDOUT, 10000, UINT64_MAX);
-	return live("cache[mem=1Mi,granule=8Ki]:retry:remote[size=1536Ki]", model, 400000000,
-		    2000000, NULL);
+	return live("cache[mem=1Mi,granule=8Ki]:retry:remote[size=1536Ki]", model, SHORT_NS,
+		    PAUSE_NS, NULL);
 }
 
 /* The weather of a day: good, failing, and away for up to ten minutes. */
@@ -339,10 +341,9 @@ static CO_FN int day(void *model)
 static CO_FN int day_in_memory(void *model)
 {
 	((struct model *)model)->is_made = true; /* no volume: the disk is there */
-	return live(
-		"retry[deadline=10m]:fault[rate=10%,ops=read|write|zero,error=EAGAIN]:"
+	return live("retry[deadline=10m]:fault[rate=10%,ops=read|write|zero,error=EAGAIN]:"
 		    "delay[read=2ms,write=5ms,jitter=50ms]:mem[size=1536Ki]",
-		model, 24 * 3600 * NS_PER_S, 2 * NS_PER_S, NULL);
+		    model, 24 * 3600 * NS_PER_S, 2 * NS_PER_S, NULL);
 }
 
 #define MODEL .model_len = sizeof(struct model)

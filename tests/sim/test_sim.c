@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 
@@ -172,6 +174,12 @@ static CO_FN int hangs(void *model)
 {
 	wait_for_ever(model);
 	return 0;
+}
+
+static CO_FN int aborts(void *model)
+{
+	fprintf(stderr, "what an assertion says\n");
+	abort();
 }
 
 /* By what differs from process to process: where the memory is. */
@@ -510,6 +518,7 @@ static const struct sim_case cases[] = {
 	ALONE(offload_takes_time),
 	WRONG(leaves_a_fiber),
 	WRONG(hangs),
+	WRONG(aborts),
 	WRONG(not_repeatable),
 	ALONE(names),
 	{ .name = "locks", .scenario = locks, .recover = locks_are_free },
