@@ -33,7 +33,7 @@
  * again.
  *
  * A failure prints seed and event. In the environment:
- *	SIM_SEEDS=N		so many seeds for each case
+ *	SIM_SEEDS=N		so many seeds for each case (see `weight`)
  *	NBDRS_SIM_SEED=N	only this one, with a trace of its events (and the log of the layers) on standard error
  *	NBDRS_SIM_EVENT=N	crash there
  * Arguments: names of cases; none = all.
@@ -79,7 +79,8 @@ struct sim_case {
 		faults; /* during `scenario`; `recover` has a sound disk (but sees what was lost) */
 	/* This case is wrong on purpose, and must be caught within `seeds`. */
 	bool must_fail;
-	bool is_once; /* nothing random is in it worth more seeds: SIM_SEEDS does not apply */
+	bool is_once;	 /* nothing random is in it that is worth more seeds: SIM_SEEDS does not apply */
+	unsigned weight; /* a seed takes so many times longer than most: SIM_SEEDS / weight of them */
 };
 
 int sim_main(int argc, char **argv, const struct sim_case *cases, size_t n);

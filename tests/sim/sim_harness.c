@@ -238,9 +238,11 @@ static uint64_t number(const char *name, uint64_t otherwise)
 
 static uint64_t seeds_of(const struct sim_case *c)
 {
-	uint64_t n = MAX(c->seeds, 1U);
+	uint64_t few = MAX(c->seeds, 1U), n = number("SIM_SEEDS", 0) / MAX(c->weight, 1U);
 
-	return c->is_once ? n : number("SIM_SEEDS", n);
+	if (c->is_once || n == 0)
+		return few;
+	return c->must_fail ? MAX(few, n) : n;
 }
 
 /* Seed 0 is the first run, without a crash before the end: it tells how many events there are. */

@@ -348,7 +348,7 @@ static CO_FN int day_in_memory(void *model)
 
 #define MODEL .model_len = sizeof(struct model)
 #define CRASHES(fn) \
-	.scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30
+	.scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30, .weight = 10
 
 static const struct sim_case cases[] = {
 	{ .name = "sharded", CRASHES(sharded_short) },
@@ -358,8 +358,8 @@ static const struct sim_case cases[] = {
 	  .scenario = day,
 	  .recover = sharded_short,
 	  MODEL,
-	  .is_once = true },
-	{ .name = "retry-24h", .scenario = day_in_memory, MODEL, .is_once = true },
+	  .weight = 500 },
+	{ .name = "retry-24h", .scenario = day_in_memory, MODEL, .weight = 500 },
 };
 
 int main(int argc, char **argv)
