@@ -7,11 +7,12 @@
 #   tool/nbdrs-attach.c, attach*.c   -> build/nbdrs-attach
 #   tool/nbdrsctl.c                  -> build/nbdrsctl    (other tool/*.c: libtool.a, for both)
 #   tests/unit/test_X.c              -> build/tests/test_X
+#   tests/sim/test_X.c               -> build/sim/test_X, with the simulator (the other tests/sim/*.c)
 #   tests/fuzz/fuzz_X.c              -> build/tests/replay_X, and by `make fuzz` build/fuzz/fuzz_X
 #   tests/bench/nbdload*.c           -> build/nbdload
 #
 # Variables: BUILD=dir  CC=clang  V=1  PREFIX=/usr  DESTDIR=dir  SAN=address|thread  COV=1
-#            HAVE_SYSTEMD=yes|no  FUZZ_SECONDS=20  CI=true (warnings and skipped tests are errors)
+#            HAVE_SYSTEMD=yes|no  FUZZ_SECONDS=20  SIM_SEEDS=10000  CI=true (warnings and skipped tests are errors)
 
 VERSION := 0.1.0
 
@@ -25,6 +26,7 @@ PYTHON  ?= /usr/bin/python3
 SAN     ?=
 COV     ?=
 FUZZ_SECONDS ?= 20
+SIM_SEEDS ?= 10000
 
 SBINDIR ?= $(PREFIX)/sbin
 MANDIR  ?= $(PREFIX)/share/man
@@ -112,6 +114,8 @@ CTL_SRC    := $(wildcard tool/nbdrsctl.c)
 TOOL_SRC   := $(filter-out $(ATTACH_SRC) $(CTL_SRC),$(wildcard tool/*.c))
 UNIT_SRC   := $(wildcard tests/unit/test_*.c)
 UNIT_LIB   := $(filter-out $(UNIT_SRC),$(wildcard tests/unit/*.c))
+SIM_SRC    := $(wildcard tests/sim/test_*.c)
+SIM_LIB    := $(filter-out $(SIM_SRC),$(wildcard tests/sim/*.c))
 FUZZ_SRC   := $(wildcard tests/fuzz/fuzz_*.c)
 LOAD_SRC   := $(wildcard tests/bench/nbdload*.c)
 MAN_SRC    := $(wildcard docs/man/*.scd)
@@ -123,9 +127,11 @@ obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
 LIB       := $(BUILD)/libnbdrs.a
 TOOLLIB   := $(BUILD)/libtool.a
 TESTLIB   := $(BUILD)/libtestutil.a
+SIMLIB    := $(BUILD)/libsim.a
 BINS      := $(BUILD)/nbdrsd $(BUILD)/nbdrs-attach $(BUILD)/nbdrsctl
 MANS      := $(MAN_SRC:docs/man/%.scd=$(BUILD)/man/%)
 UNIT_BIN  := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
+SIM_BIN   := $(SIM_SRC:tests/sim/%.c=$(BUILD)/sim/%)
 REPLAYS   := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/tests/replay_%)
 FUZZERS   := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz_%)
 BENCH_BIN := $(if $(LOAD_SRC),$(BUILD)/nbdload) \
@@ -133,7 +139,7 @@ BENCH_BIN := $(if $(LOAD_SRC),$(BUILD)/nbdload) \
 C_FILES   := $(wildcard daemon/*.c daemon/*/*.c daemon/*/*/*.c tool/*.c tests/*/*.c)
 H_FILES   := $(wildcard include/nbdrs/*.h daemon/*.h daemon/*/*.h daemon/*/*/*.h tool/*.h tests/*/*.h)
 ALL_C     := $(call obj,$(wildcard daemon/*.c) $(DAEMON_SRC) $(wildcard tool/*.c) $(UNIT_SRC) \
-             $(UNIT_LIB) $(FUZZ_SRC) $(LOAD_SRC) $(wildcard tests/bench/ceiling.c))
+             $(UNIT_LIB) $(SIM_SRC) $(SIM_LIB) $(FUZZ_SRC) $(LOAD_SRC) $(wildcard tests/bench/ceiling.c))
 
 # --- Rules --------------------------------------------------------------------------------------
 
@@ -152,7 +158,7 @@ SUITE = $(PYTHON) tests/run/suite --build $(BUILD)
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.PHONY: help all bins man tests deps deps-bench deps-build deps-demo deps-lint demo check check-all check-unit \
+.PHONY: help all bins man tests deps deps-bench deps-build deps-demo deps-lint demo check check-all check-unit sim \
 	check-int check-guest check-san check-asan check-tsan bench fuzz lint tidy format cov \
 	install uninstall clean FORCE
 
@@ -163,7 +169,7 @@ help: ## list the targets
 all: bins man ## build nbdrsd, nbdrs-attach, nbdrsctl and the man pages (default)
 bins: $(BINS)
 man: $(MANS)
-tests: $(UNIT_BIN) $(REPLAYS) $(BENCH_BIN)
+tests: $(UNIT_BIN) $(SIM_BIN) $(REPLAYS) $(BENCH_BIN)
 
 # Objects depend on this file, whose content is the command line: changed flags rebuild everything.
 FLAGS_NOW := $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(ALL_LDLIBS)
@@ -192,7 +198,8 @@ $(BUILD)/obj/%.o: %.S $(BUILD)/flags
 $(LIB): $(call obj,$(DAEMON_SRC))
 $(TOOLLIB): $(call obj,$(TOOL_SRC))
 $(TESTLIB): $(call obj,$(UNIT_LIB))
-$(LIB) $(TOOLLIB) $(TESTLIB): $(BUILD)/flags
+$(SIMLIB): $(call obj,$(SIM_LIB))
+$(LIB) $(TOOLLIB) $(TESTLIB) $(SIMLIB): $(BUILD)/flags
 	$(call say,AR,$@)
 	$(Q)rm -f $@
 	$(Q)$(AR) rcs $@ $(filter %.o,$^)
@@ -213,6 +220,11 @@ $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(TESTLIB) $(TOOLLIB)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(call link,-lcmocka)
+
+$(SIM_BIN): $(BUILD)/sim/%: $(BUILD)/obj/tests/sim/%.o $(SIMLIB) $(LIB)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(call link)
 
 $(REPLAYS): $(BUILD)/tests/replay_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o \
 		$(BUILD)/obj/tests/fuzz/replay.o $(TOOLLIB) $(LIB)
@@ -253,10 +265,12 @@ demo: deps-demo ## serve a disk, use it as /dev/nbd0, say how to go on
 
 check: deps ## every test on both I/O engines; ends with 'N passed, N failed, N skipped'
 	+@$(SUBMAKE) all tests
-	@$(SUITE) lint unit int guest
+	@$(SUITE) lint unit sim int guest
 
-check-unit: bins tests ## unit tests and fuzz corpora
-	@$(SUITE) unit
+check-unit: bins tests ## unit tests, fuzz corpora, simulations
+	@$(SUITE) unit sim
+sim: $(SIM_BIN) ## the simulations with SIM_SEEDS seeds each (10000)
+	@SIM_SEEDS=$(SIM_SEEDS) $(SUITE) --timeout 3600 sim
 check-int: bins tests ## real clients against the daemon
 	@$(SUITE) int
 check-guest: bins ## real kernel in a guest
@@ -264,7 +278,7 @@ check-guest: bins ## real kernel in a guest
 
 check-asan: ## unit and integration tests with AddressSanitizer and UBSan
 	+@$(SUBMAKE) SAN=address BUILD=$(BUILD)/asan bins tests
-	@$(PYTHON) tests/run/suite --build $(BUILD)/asan --sanitizer address unit int
+	@$(PYTHON) tests/run/suite --build $(BUILD)/asan --sanitizer address unit sim int
 check-tsan: ## unit and integration tests with ThreadSanitizer
 	+@$(SUBMAKE) SAN=thread BUILD=$(BUILD)/tsan bins tests
 	@$(PYTHON) tests/run/suite --build $(BUILD)/tsan --sanitizer thread unit int

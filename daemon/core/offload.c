@@ -143,6 +143,8 @@ int offload(int (*fn)(void *arg), void *arg)
 {
 	struct fn_job j = { .job.run = fn_job_run, .fn = fn, .arg = arg, .co = co_self() };
 
+	if (unlikely(sim_engine != NULL))
+		return sim_engine->offload(reactor_self()->engine_state, fn, arg);
 	if (!submit(&j.job))
 		return fn(arg); /* no thread to be had: blocking is better than failing */
 	while (!atomic_load(&j.is_done))

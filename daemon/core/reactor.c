@@ -21,15 +21,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "core/reactor_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/log.h"
 
+#define NS_PER_S     UINT64_C(1000000000)
+#define SIM_EPOCH_NS (UINT64_C(1800000000) * NS_PER_S) /* the simulation's wall clock at 0 */
+
 static struct reactor *all[REACTOR_MAX];
 static unsigned all_n;
 static __thread struct reactor *self;
+const struct engine *sim_engine;
 
 struct reactor *reactor_self(void)
 {
@@ -60,13 +65,37 @@ uint64_t now_ns(void)
 {
 	struct timespec ts;
 
+	if (unlikely(sim_engine != NULL))
+		return sim_engine->now();
 	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
 uint64_t reactor_now(void)
 {
 	return self->now;
+}
+
+uint64_t wall_ns(void)
+{
+	struct timespec ts;
+
+	if (unlikely(sim_engine != NULL))
+		return SIM_EPOCH_NS + sim_engine->now();
+	(void)clock_gettime(CLOCK_REALTIME, &ts);
+	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+uint64_t random_start(void)
+{
+	uint64_t random;
+
+	if (unlikely(sim_engine != NULL))
+		return sim_engine->random();
+	/* Short only before the kernel has enough entropy, at boot. */
+	if (getrandom(&random, sizeof(random), GRND_NONBLOCK) != sizeof(random))
+		random = now_ns() ^ (uint64_t)(uintptr_t)&random;
+	return random;
 }
 
 /* ---- messages ---- */
@@ -88,7 +117,7 @@ void reactor_post(struct reactor *r, struct reactor_msg *msg, void (*fn)(void *a
 	}
 }
 
-static bool run_messages(struct reactor *r)
+bool reactor_run_messages(struct reactor *r)
 {
 	struct reactor_msg *msg, *in_order = NULL;
 
@@ -130,7 +159,7 @@ void reactor_defer(struct reactor_defer *d)
 		list_add(&self->defers, &d->node);
 }
 
-static bool run_defers(struct reactor *r)
+bool reactor_run_defers(struct reactor *r)
 {
 	struct list batch, *n;
 
@@ -238,10 +267,10 @@ static bool turn(struct reactor *r)
 {
 	bool any;
 
-	any = run_messages(r);
+	any = reactor_run_messages(r);
 	timers_run(&r->timers, r->now);
 	any |= co_run_ready(r);
-	any |= run_defers(r);
+	any |= reactor_run_defers(r);
 	return any;
 }
 
@@ -479,6 +508,26 @@ int reactors_start(const struct reactor_conf *conf, struct err *err)
 	/* A thread that failed has ended already; for it only the join is left. */
 	reactors_stop();
 	return err_set(err, rc, "cannot start %u threads with %s: %s", n, engine->name, err_name(rc));
+}
+
+int reactor_begin_here(const struct engine *engine)
+{
+	struct reactor *r;
+	int rc;
+
+	assert(all_n == 0 && self == NULL);
+	r = reactor_new(0, engine, 0);
+	if (r == NULL)
+		return -ENOMEM;
+	rc = engine->open(&r->engine_state);
+	if (rc != 0) {
+		reactor_free(r);
+		return rc;
+	}
+	co_pool_init(&r->co);
+	sim_engine = engine;
+	self = all[all_n++] = r;
+	return 0;
 }
 
 static void stop_here(void *arg)

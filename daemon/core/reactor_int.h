@@ -92,6 +92,15 @@ void co_enter(struct co *co);
 /* Runs what is on the run queue now (not what is added meanwhile). True when anything ran. */
 bool co_run_ready(struct reactor *r);
 
+/* reactor.c, for the simulation: the parts of a turn; true when anything ran. */
+bool reactor_run_messages(struct reactor *r);
+bool reactor_run_defers(struct reactor *r);
+/*
+ * Makes this thread the one reactor, without a loop, until the process ends; `engine` becomes the world's clock
+ * as well. 0 or -errno.
+ */
+int reactor_begin_here(const struct engine *engine);
+
 /* timer.c: runs what is due; ns until the next one, IO_FOREVER when there is none. */
 void timers_run(struct timer_heap *h, uint64_t now);
 uint64_t timers_next(const struct timer_heap *h, uint64_t now);

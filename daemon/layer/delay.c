@@ -12,6 +12,7 @@
  * Lending is not passed on: a loan can't wait.
  */
 #include "layer/layers.h"
+#include "nbdrs/reactor.h"
 
 #define DELAY_MAX_NS UINT64_C(3600000000000)
 
@@ -57,7 +58,7 @@ static CO_FN int delay_chan_open(struct chan *c)
 {
 	struct delay_chan *dc = c->self;
 
-	dc->random = (uint64_t)(uintptr_t)c; /* any start will do, as long as channels differ */
+	dc->random = random_start();
 	return 0;
 }
 

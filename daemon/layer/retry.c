@@ -511,7 +511,7 @@ static CO_FN int retry_chan_open(struct chan *c)
 {
 	struct retry_chan *rc = c->self;
 
-	rc->random = now_ns() ^ (uint64_t)(uintptr_t)c; /* other daemons, other pauses */
+	rc->random = random_start(); /* other daemons, other pauses */
 	return 0;
 }
 

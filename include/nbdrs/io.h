@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * All I/O that may wait goes through here; two engines (io_uring; epoll + threads) stand behind it.
+ * All I/O that may wait goes through here; two engines (io_uring; epoll + threads) stand behind it, and
+ * in tests a third one that simulates disk and clock (tests/sim/sim.h).
  *
  * Sockets are non-blocking: the call is tried first and the engine armed only on EAGAIN. File calls
  * go to the engine at once: who can do better without waiting (the file layer) tries that itself.
@@ -15,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -30,6 +32,39 @@ CO_FN int io_pread_full(int fd, const struct iovec *iov, unsigned n, uint64_t of
 CO_FN int io_pwrite_full(int fd, const struct iovec *iov, unsigned n, uint64_t off, int rwf);
 CO_FN int io_fdatasync(int fd);
 CO_FN int io_fallocate(int fd, int mode, uint64_t off, uint64_t len);
+/*
+ * What can be read without waiting, from the page cache; -EAGAIN when nothing can, -EOPNOTSUPP where the
+ * file system can't tell. Does not suspend.
+ */
+ssize_t io_preadv_nowait(int fd, const struct iovec *iov, unsigned n, uint64_t off);
+
+/*
+ * Names, and the rest of what is done to files: the system call on a thread of the pool. Who keeps data
+ * on a disk uses these and no others, so that the simulation can cut its power. A new or renamed file is
+ * there after a crash only when its folder has been synced too; io_fdatasync is enough for contents and
+ * size.
+ *
+ * Folders are fds of io_openat(AT_FDCWD, PATH, O_RDONLY | O_DIRECTORY, 0). O_CLOEXEC is added.
+ */
+CO_FN int io_openat(int dir_fd, const char *path, int flags, mode_t mode);
+/* Whatever it returns, the fd is gone. */
+CO_FN int io_close(int fd);
+CO_FN int io_fstat(int fd, struct stat *st);
+CO_FN int io_ftruncate(int fd, uint64_t size);
+/* Of files and folders. */
+CO_FN int io_fsync(int fd);
+/* Within one folder; `to` is replaced. */
+CO_FN int io_renameat(int dir_fd, const char *from, const char *to);
+/* `flags`: AT_REMOVEDIR or 0. */
+CO_FN int io_unlinkat(int dir_fd, const char *name, int flags);
+CO_FN int io_mkdirat(int dir_fd, const char *name, mode_t mode);
+/* flock(2), never waiting: -EWOULDBLOCK. `op`: LOCK_EX, LOCK_SH or LOCK_UN. */
+CO_FN int io_flock(int fd, int op);
+/*
+ * Calls `fn` with each name in the folder, in any order, "." and ".." left out; it may run on another
+ * thread and must not suspend. Not 0 ends the listing, which returns it.
+ */
+CO_FN int io_list(int dir_fd, int (*fn)(void *arg, const char *name), void *arg);
 
 /*
  * Waits for readiness (POLLIN, POLLOUT; POLLERR/POLLHUP always) until `deadline_ns` (CLOCK_MONOTONIC,

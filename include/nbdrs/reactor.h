@@ -48,6 +48,15 @@ unsigned reactor_index(const struct reactor *r);
 /* Monotonic time. reactor_now is the one read at the start of this turn (cheap, up to ms old). */
 uint64_t now_ns(void);
 uint64_t reactor_now(void);
+/* Time of day, ns since 1970. May jump either way. Any thread. */
+uint64_t wall_ns(void);
+
+/*
+ * A start for pseudo-random numbers (pauses, samples), another one at each call; no secret. In the
+ * simulation it comes from the seed, as both clocks do: who reads them elsewhere can't be repeated
+ * there. Any thread.
+ */
+uint64_t random_start(void);
 
 /*
  * A message: `fn(arg)` runs on the target reactor's own stack, soon. The struct is the caller's and

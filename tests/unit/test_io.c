@@ -11,7 +11,9 @@
 #include <netinet/in.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "nbdrs/buf.h"
@@ -161,6 +163,66 @@ static void test_file(void **state)
 {
 	(void)state;
 	core_run(file_body, NULL);
+}
+
+/* ---- names ---- */
+
+static int note_name(void *arg, const char *name)
+{
+	unsigned *seen = arg;
+
+	*seen |= strcmp(name, "a") == 0 ? 1 : strcmp(name, "b") == 0 ? 2 : strcmp(name, "sub") == 0 ? 4 : 8;
+	return strcmp(name, "stop") == 0 ? -EINTR : 0;
+}
+
+CO_FN static int names_body(void *arg)
+{
+	char byte = 'x', back[2];
+	struct iovec v = { &byte, 1 }, in = { back, 2 };
+	int dir = io_openat(AT_FDCWD, arg, O_RDONLY | O_DIRECTORY, 0), fd, other;
+	unsigned seen = 0;
+	struct stat st;
+	ssize_t n;
+
+	EXPECT(dir >= 0 && fcntl(dir, F_GETFD) == FD_CLOEXEC);
+	EXPECT(io_openat(dir, "a", O_RDWR, 0) == -ENOENT);
+	fd = io_openat(dir, "a", O_RDWR | O_CREAT | O_EXCL, 0600);
+	EXPECT(fd >= 0 && io_openat(dir, "a", O_RDWR | O_CREAT | O_EXCL, 0600) == -EEXIST);
+	EXPECT(io_ftruncate(fd, 10000) == 0 && io_pwritev(fd, &v, 1, 9999, 0) == 1);
+	EXPECT(io_fstat(fd, &st) == 0 && st.st_size == 10000);
+	n = io_preadv_nowait(fd, &in, 1, 9999);
+	EXPECT((n == 1 && back[0] == 'x') || n == -EAGAIN || n == -EOPNOTSUPP);
+	EXPECT(io_fsync(fd) == 0 && io_fsync(dir) == 0);
+	other = io_openat(dir, "a", O_RDWR, 0);
+	EXPECT(io_flock(fd, LOCK_EX) == 0 && io_flock(other, LOCK_SH) == -EWOULDBLOCK);
+	EXPECT(io_flock(fd, LOCK_UN) == 0 && io_flock(other, LOCK_SH) == 0);
+	EXPECT(io_mkdirat(dir, "sub", 0700) == 0 && io_mkdirat(dir, "sub", 0700) == -EEXIST);
+	EXPECT(io_renameat(dir, "a", "b") == 0 && io_renameat(dir, "a", "b") == -ENOENT);
+	EXPECT(io_list(dir, note_name, &seen) == 0 && seen == 6);
+	EXPECT(io_list(dir, note_name, &seen) == 0); /* from the beginning again */
+	EXPECT(io_renameat(dir, "b", "stop") == 0 && io_list(dir, note_name, &seen) == -EINTR);
+	EXPECT(io_unlinkat(dir, "stop", 0) == 0 && io_unlinkat(dir, "sub", AT_REMOVEDIR) == 0);
+	EXPECT(io_close(other) == 0 && io_close(fd) == 0 && io_close(fd) == -EBADF && io_close(dir) == 0);
+	return 0;
+}
+
+static void test_names(void **state)
+{
+	char folder[] = "/tmp/nbdrs-io-XXXXXX";
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	core_run(names_body, folder);
+	assert_int_equal(rmdir(folder), 0);
+}
+
+static void test_clocks(void **state)
+{
+	uint64_t wall = (uint64_t)time(NULL), ns = wall_ns();
+
+	(void)state;
+	assert_in_range(ns / 1000000000, wall, wall + 60);
+	assert_true(random_start() != random_start());
 }
 
 CO_FN static int file_errors_body(void *arg)
@@ -513,6 +575,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_timers),	    cmocka_unit_test(test_messages),
 		cmocka_unit_test(test_file),	    cmocka_unit_test(test_file_errors),
+		cmocka_unit_test(test_names),	    cmocka_unit_test(test_clocks),
 		cmocka_unit_test(test_stream),	    cmocka_unit_test(test_poll),
 		cmocka_unit_test(test_accept),	    cmocka_unit_test(test_watch),
 		cmocka_unit_test(test_offload),	    cmocka_unit_test(test_spin),

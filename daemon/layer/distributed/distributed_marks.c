@@ -17,7 +17,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "layer/distributed/distributed.h"
 #include "nbdrs/reactor.h"
@@ -240,11 +239,8 @@ void mark_set_unsettled(struct dist *d, struct mark *m, bool is_unsettled)
 
 uint64_t next_seq(struct dist *d)
 {
-	struct timespec now;
-
 	/* The clock makes it grow over restarts too, even past records that lie on a node that is away now. */
-	(void)clock_gettime(CLOCK_REALTIME, &now); /* can't fail */
-	d->seq = MAX(d->seq + 1, (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec);
+	d->seq = MAX(d->seq + 1, wall_ns());
 	return d->seq;
 }
 
