@@ -463,6 +463,10 @@ def small_faults_go_unnoticed():
                 assert c.do(FLUSH) == 0, fault
                 assert proxy.counts[f"PUT {fault}"] == 1, (fault, proxy.counts)
                 same(read_sharded(b)[off:off + len(data)], data, repr(fault))
+            # Behind an object's end nothing is asked for.
+            for end in (4 * MIB, 8 * MIB, 9 * MIB):
+                c.write(end - 512, r.randbytes(512))
+            assert c.do(FLUSH) == 0
             disk = read_sharded(b)
             for i, fault in enumerate(shared + [Fault("length", by=3), Fault("length", by=-3)]):
                 proxy.clear()
