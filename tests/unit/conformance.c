@@ -72,6 +72,29 @@ int conform_fail(struct run *r, int line, const char *fmt, ...)
 	return -1;
 }
 
+struct status_query {
+	struct info info;
+	const char *key;
+	uint64_t value;
+};
+
+static void take_value(struct info *i, const char *key, const char *value)
+{
+	struct status_query *q = container_of(i, struct status_query, info);
+
+	if (strcmp(key, q->key) == 0)
+		q->value = strtoull(value, NULL, 10);
+}
+
+uint64_t run_status(struct run *r, const char *key)
+{
+	struct status_query q = { .info = { take_value }, .key = key, .value = UINT64_MAX };
+	struct layer *top = chain_top(r->chain);
+
+	top->ops->status(top, &q.info);
+	return q.value;
+}
+
 /* The chain's text with the folder in the place of "@". */
 static char *expand(const struct run *r)
 {

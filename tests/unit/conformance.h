@@ -91,6 +91,9 @@ void run_model(struct run *r, uint64_t off, const void *data, uint64_t len);
 /* Compares what was read byte by byte with the model; -1 after conform_fail. */
 int run_compare(struct run *r, uint64_t off, const uint8_t *got, uint64_t len);
 
+/* A number of the top layer's status; UINT64_MAX when there is none of that name. */
+uint64_t run_status(struct run *r, const char *key);
+
 /* Opens and closes the built chain. -1 after conform_fail. */
 CO_FN int run_reopen(struct run *r, bool read_only);
 CO_FN int run_shut(struct run *r);

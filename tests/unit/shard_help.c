@@ -63,39 +63,12 @@ struct shard_asked shard_asked_since(struct run *r, const struct shard_asked *be
 	return a;
 }
 
-struct query {
-	struct info info;
-	const char *key;
-	uint64_t value;
-	bool is_found;
-};
-
-static void take_value(struct info *i, const char *key, const char *value)
-{
-	struct query *q = container_of(i, struct query, info);
-
-	if (strcmp(key, q->key) == 0) {
-		q->value = strtoull(value, NULL, 10);
-		q->is_found = true;
-	}
-}
-
-/* A line of the layer's status; UINT64_MAX when there is none. */
-uint64_t shard_status(struct run *r, const char *key)
-{
-	struct query q = { .info = { take_value }, .key = key };
-	struct layer *top = chain_top(r->chain);
-
-	top->ops->status(top, &q.info);
-	return q.is_found ? q.value : UINT64_MAX;
-}
-
 /* Waits until a number of the status is at least `least`. */
 int shard_wait_status(struct run *r, const char *key, uint64_t least)
 {
 	const uint64_t deadline = now_ns() + UINT64_C(20000000000);
 
-	while (shard_status(r, key) < least) {
+	while (run_status(r, key) < least) {
 		EXPECT(r, now_ns() < deadline, "%s never reached %" PRIu64, key, least);
 		co_sleep(1000000);
 	}

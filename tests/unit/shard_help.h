@@ -20,8 +20,6 @@ struct ext shard_at(uint64_t off, uint64_t len);
 struct shard_asked shard_asked(struct run *r);
 /* What was asked for since `before`. */
 struct shard_asked shard_asked_since(struct run *r, const struct shard_asked *before);
-/* A line of the layer's status; UINT64_MAX when there is none. */
-uint64_t shard_status(struct run *r, const char *key);
 /* Waits until a number of the status is at least `least`. */
 CO_FN int shard_wait_status(struct run *r, const char *key, uint64_t least);
 CO_FN int shard_flush(struct run *r);

@@ -32,33 +32,6 @@ static struct ext at(uint64_t off, uint64_t len)
 	return (struct ext){ &obj_none, off, len };
 }
 
-struct query {
-	struct info info;
-	const char *key;
-	uint64_t value;
-	bool is_found;
-};
-
-static void take_value(struct info *i, const char *key, const char *value)
-{
-	struct query *q = container_of(i, struct query, info);
-
-	if (strcmp(key, q->key) == 0) {
-		q->value = strtoull(value, NULL, 10);
-		q->is_found = true;
-	}
-}
-
-/* A line of the layer's status; UINT64_MAX when there is none. */
-static uint64_t status(struct run *r, const char *key)
-{
-	struct query q = { .info = { take_value }, .key = key };
-	struct layer *top = chain_top(r->chain);
-
-	top->ops->status(top, &q.info);
-	return q.is_found ? q.value : UINT64_MAX;
-}
-
 enum { READERS = 6, WRITERS = 4, BLOCKS = 1024, ROUNDS = 120, RUN_MAX = 256, REQUEST_MAX = 16 };
 
 /*
@@ -205,9 +178,9 @@ static CO_FN int never_old(void *arg)
 	for (unsigned i = 0; i < ARRAY_LEN(actors); i++)
 		EXPECT(r, actors[i].rc == 0, "actor %u", i);
 	/* The cache counts what it had to fetch as misses. */
-	fetches = status(r, "fetches") != UINT64_MAX ? status(r, "fetches") : status(r, "misses");
-	EXPECT(r, status(r, "hits") > 1000 && fetches > 100,
-	       "hits %" PRIu64 ", fetches %" PRIu64 ": that proves nothing", status(r, "hits"), fetches);
+	fetches = run_status(r, "fetches") != UINT64_MAX ? run_status(r, "fetches") : run_status(r, "misses");
+	EXPECT(r, run_status(r, "hits") > 1000 && fetches > 100,
+	       "hits %" PRIu64 ", fetches %" PRIu64 ": that proves nothing", run_status(r, "hits"), fetches);
 	return 0;
 }
 

@@ -53,33 +53,6 @@ static struct asked asked(struct run *r)
 	return a;
 }
 
-struct query {
-	struct info info;
-	const char *key;
-	uint64_t value;
-	bool is_found;
-};
-
-static void take_value(struct info *i, const char *key, const char *value)
-{
-	struct query *q = container_of(i, struct query, info);
-
-	if (strcmp(key, q->key) == 0) {
-		q->value = strtoull(value, NULL, 10);
-		q->is_found = true;
-	}
-}
-
-/* A line of the layer's status; UINT64_MAX when there is none. */
-static uint64_t status(struct run *r, const char *key)
-{
-	struct query q = { .info = { take_value }, .key = key };
-	struct layer *top = chain_top(r->chain);
-
-	top->ops->status(top, &q.info);
-	return q.is_found ? q.value : UINT64_MAX;
-}
-
 static struct ext at(uint64_t off, uint64_t len)
 {
 	return (struct ext){ &obj_none, off, len };
@@ -169,10 +142,10 @@ static CO_FN int sequential(void *arg)
 	EXPECT(r, a.ops <= size / BLOCK / 50, "%" PRIu64 " requests", a.ops);
 	EXPECT(r, a.bytes == size, "%" PRIu64 " bytes", a.bytes);
 	EXPECT(r, start < UINT64_C(4000000000), "%" PRIu64 " ms", start / 1000000);
-	EXPECT(r, status(r, "wasted_bytes") == 0, "wasted %" PRIu64, status(r, "wasted_bytes"));
-	EXPECT(r, status(r, "streams") == 1, "streams %" PRIu64, status(r, "streams"));
-	EXPECT(r, status(r, "fetched_bytes") == size - 3 * BLOCK, "%" PRIu64,
-	       status(r, "fetched_bytes"));
+	EXPECT(r, run_status(r, "wasted_bytes") == 0, "wasted %" PRIu64, run_status(r, "wasted_bytes"));
+	EXPECT(r, run_status(r, "streams") == 1, "streams %" PRIu64, run_status(r, "streams"));
+	EXPECT(r, run_status(r, "fetched_bytes") == size - 3 * BLOCK, "%" PRIu64,
+	       run_status(r, "fetched_bytes"));
 	return 0;
 }
 
@@ -220,7 +193,7 @@ static CO_FN int shuffled(void *arg)
 	a = asked(r);
 	EXPECT(r, a.ops <= n / 4, "%" PRIu64 " requests for %" PRIu64, a.ops, n);
 	EXPECT(r, a.bytes <= r->what->size / 8 * 9, "%" PRIu64 " bytes", a.bytes);
-	EXPECT(r, status(r, "streams") <= 3, "streams %" PRIu64, status(r, "streams"));
+	EXPECT(r, run_status(r, "streams") <= 3, "streams %" PRIu64, run_status(r, "streams"));
 	return 0;
 }
 
@@ -239,10 +212,10 @@ static CO_FN int interleaved(void *arg)
 			if (run_check(r, i * part + off, LEN, 1))
 				return -1;
 		}
-		EXPECT(r, status(r, "memory") <= 64 * MI, "memory");
+		EXPECT(r, run_status(r, "memory") <= 64 * MI, "memory");
 	}
 	a = asked(r);
-	EXPECT(r, status(r, "streams") == STREAMS, "streams %" PRIu64, status(r, "streams"));
+	EXPECT(r, run_status(r, "streams") == STREAMS, "streams %" PRIu64, run_status(r, "streams"));
 	EXPECT(r, a.ops <= r->what->size / LEN / 5, "%" PRIu64 " requests", a.ops);
 	EXPECT(r, a.bytes <= r->what->size / 4 * 5, "%" PRIu64 " bytes", a.bytes);
 	return 0;
@@ -271,7 +244,7 @@ static CO_FN int random_reads(void *arg)
 	a = asked(r);
 	EXPECT(r, a.ops == READS && a.bytes == (uint64_t)READS * BLOCK,
 	       "%" PRIu64 " requests, %" PRIu64 " bytes", a.ops, a.bytes);
-	EXPECT(r, status(r, "memory") == 0 && status(r, "streams") == 0, "streams");
+	EXPECT(r, run_status(r, "memory") == 0 && run_status(r, "streams") == 0, "streams");
 	return 0;
 }
 
@@ -367,11 +340,11 @@ static CO_FN int little_memory(void *arg)
 			if (run_check(r, off, 48 * KI, 1) ||
 			    run_check(r, r->what->size / 2 + off, 48 * KI, 1))
 				return -1;
-			EXPECT(r, status(r, "memory") <= MI, "memory %" PRIu64,
-			       status(r, "memory"));
+			EXPECT(r, run_status(r, "memory") <= MI, "memory %" PRIu64,
+			       run_status(r, "memory"));
 		}
 	}
-	EXPECT(r, status(r, "memory") > 0, "nothing was read ahead");
+	EXPECT(r, run_status(r, "memory") > 0, "nothing was read ahead");
 	return 0;
 }
 
@@ -391,7 +364,7 @@ static CO_FN int bad_page(void *arg)
 			return -1;
 		}
 	}
-	EXPECT(r, status(r, "fetches_failed") > 0, "no fetch has met it");
+	EXPECT(r, run_status(r, "fetches_failed") > 0, "no fetch has met it");
 	return 0;
 }
 
@@ -410,9 +383,9 @@ static CO_FN int written(void *arg)
 		bool is_ready = i >= CHANGES;
 		int rc = ch_cache(c, at(off, 64 * KI));
 
-		while (rc == 0 && is_ready && status(r, "fetches") < i + 1)
+		while (rc == 0 && is_ready && run_status(r, "fetches") < i + 1)
 			co_sleep(1000000);
-		EXPECT(r, rc == 0 && (is_ready || status(r, "fetches") < i + 1), "cache");
+		EXPECT(r, rc == 0 && (is_ready || run_status(r, "fetches") < i + 1), "cache");
 		if (i % CHANGES == WRITE)
 			rc = run_write(r, off + 10 * KI, 3 * KI, 0, 1);
 		else if (i % CHANGES == ZERO)
@@ -424,9 +397,9 @@ static CO_FN int written(void *arg)
 			memset(r->model + off + 10 * KI, 0, 3 * KI);
 		if (run_check(r, off + 11 * KI, KI, 1) || run_check(r, off, 64 * KI, 1))
 			return -1;
-		EXPECT(r, status(r, "fetches") == i + 1, "fetches");
+		EXPECT(r, run_status(r, "fetches") == i + 1, "fetches");
 	}
-	EXPECT(r, status(r, "hits") >= CHANGES * 2, "hits %" PRIu64, status(r, "hits"));
+	EXPECT(r, run_status(r, "hits") >= CHANGES * 2, "hits %" PRIu64, run_status(r, "hits"));
 	return 0;
 }
 
@@ -436,7 +409,7 @@ static CO_FN int close_soon(void *arg)
 	struct chan *c = run_chan(r);
 
 	EXPECT(r, c && ch_cache(c, at(0, r->what->size)) == 0, "cache");
-	EXPECT(r, asked(r).ops == 0 && status(r, "memory") >= r->what->size, "in flight");
+	EXPECT(r, asked(r).ops == 0 && run_status(r, "memory") >= r->what->size, "in flight");
 	return 0;
 }
 

@@ -160,9 +160,9 @@ static CO_FN int trims(void *arg)
 	EXPECT(r, a.ops[CH_DEL] == 1, "%" PRIu64 " deletes", a.ops[CH_DEL]);
 	EXPECT(r, shard_object_size(r, 1) == -ENOENT && shard_object_size(r, 7) == -ENOENT,
 	       "still there");
-	EXPECT(r, shard_status(r, "dirty_shards") == 0, "not forgotten");
-	EXPECT(r, shard_status(r, "known_shards") == 0, "%" PRIu64 " known",
-	       shard_status(r, "known_shards"));
+	EXPECT(r, run_status(r, "dirty_shards") == 0, "not forgotten");
+	EXPECT(r, run_status(r, "known_shards") == 0, "%" PRIu64 " known",
+	       run_status(r, "known_shards"));
 	return shard_check_image(r, SHARD) ? -1 : run_check_all(r);
 }
 
@@ -366,12 +366,12 @@ static CO_FN int flush_fails(void *arg)
 		if (run_write(r, 4000 + 100 * i, 600, 0, 1) || run_check_all(r))
 			return -1;
 	}
-	EXPECT(r, shard_status(r, "failures") >= 6, "%" PRIu64, shard_status(r, "failures"));
+	EXPECT(r, run_status(r, "failures") >= 6, "%" PRIu64, run_status(r, "failures"));
 	if (shard_break_store(r, false))
 		return -1;
 	EXPECT(r, shard_flush(r) == 0, "well again");
-	EXPECT(r, shard_status(r, "dirty_bytes") == 0, "%" PRIu64, shard_status(r, "dirty_bytes"));
-	EXPECT(r, shard_status(r, "error") == UINT64_MAX, "error still shown");
+	EXPECT(r, run_status(r, "dirty_bytes") == 0, "%" PRIu64, run_status(r, "dirty_bytes"));
+	EXPECT(r, run_status(r, "error") == UINT64_MAX, "error still shown");
 	return shard_check_image(r, SHARD) ? -1 : run_check_all(r);
 }
 
@@ -423,7 +423,7 @@ static CO_FN int full_and_failing(void *arg)
 	for (uint64_t off = 0; off < 8 * MI && !rc; off += 64 * KI)
 		rc = shard_fill(r, off, 64 * KI, (uint8_t)(off / (64 * KI)));
 	EXPECT(r, rc == -ENOSPC, "%s", err_name(rc));
-	EXPECT(r, shard_status(r, "dirty_bytes") <= MI, "%" PRIu64, shard_status(r, "dirty_bytes"));
+	EXPECT(r, run_status(r, "dirty_bytes") <= MI, "%" PRIu64, run_status(r, "dirty_bytes"));
 	EXPECT(r, shard_flush(r) == -ENOSPC, "flush");
 	if (shard_break_store(r, false))
 		return -1;

@@ -265,7 +265,7 @@ static CO_FN void write_fiber(void *arg)
 		uint64_t off = (f->n * 4 + i) * 32 * KI;
 
 		f->rc = shard_fill(f->r, off, 24 * KI, (uint8_t)(f->n + i + 1));
-		if (shard_status(f->r, "dirty_bytes") > MI && !f->rc)
+		if (run_status(f->r, "dirty_bytes") > MI && !f->rc)
 			f->rc = -E2BIG;
 	}
 }
@@ -286,7 +286,7 @@ static CO_FN int limited(void *arg)
 	for (unsigned i = 0; i < CROWD; i++)
 		EXPECT(r, v[i].rc == 0, "writer %u: %s", i, err_name(v[i].rc));
 	EXPECT(r, shard_flush(r) == 0, "flush");
-	EXPECT(r, shard_status(r, "dirty_bytes") == 0, "%" PRIu64, shard_status(r, "dirty_bytes"));
+	EXPECT(r, run_status(r, "dirty_bytes") == 0, "%" PRIu64, run_status(r, "dirty_bytes"));
 	return shard_check_image(r, 64 * KI) ? -1 : run_check_all(r);
 }
 
@@ -370,13 +370,13 @@ static CO_FN int copies(void *arg)
 			return -1;
 	co_group_spawn(&g, flush_fiber, &f);
 	while (f.rc == 1) {
-		most = MAX(most, shard_status(r, "bytes_in_flight"));
+		most = MAX(most, run_status(r, "bytes_in_flight"));
 		co_sleep(200000);
 	}
 	co_group_wait(&g);
 	EXPECT(r, f.rc == 0, "flush: %s", err_name(f.rc));
 	EXPECT(r, most == 4 * MI, "%" PRIu64 " bytes in flight", most);
-	EXPECT(r, shard_status(r, "bytes_in_flight") == 0, "some are still");
+	EXPECT(r, run_status(r, "bytes_in_flight") == 0, "some are still");
 	return shard_check_image(r, MI);
 }
 
