@@ -17,6 +17,7 @@
 #include <strings.h>
 
 #include "layer/http/http_object.h"
+#include "layer/http/http_options.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/io.h"
 #include "nbdrs/reactor.h"
@@ -24,49 +25,15 @@
 
 enum { TRIES = 4, HEADER_FILE_MAX = 64 << 10, USERINFO_MAX = 1024 };
 
-#define TIMEOUT_MAX_NS UINT64_C(3600000000000)
 #define FIRST_PAUSE_NS UINT64_C(200000000)
 #define PAUSE_MAX_NS   UINT64_C(10000000000)
 
 const struct opt object_options[] = {
-	{ .name = "conns",
-	  .type = OPT_UINT,
-	  .field = offsetof(struct object, conns),
-	  .def = "64",
-	  .min = 1,
-	  .max = HTTP_CONNS_MAX,
-	  .help = "requests at a time on each reactor" },
-	{ .name = "timeout",
-	  .type = OPT_TIME_NS,
-	  .field = offsetof(struct object, timeout_ns),
-	  .def = "30s",
-	  .min = 1000000,
-	  .max = TIMEOUT_MAX_NS,
-	  .help = "for one request" },
-	{ .name = "connect_timeout",
-	  .type = OPT_TIME_NS,
-	  .field = offsetof(struct object, connect_ns),
-	  .def = "10s",
-	  .min = 1000000,
-	  .max = TIMEOUT_MAX_NS,
-	  .help = "for a connection" },
 	{ .name = "header_file",
 	  .type = OPT_STR,
 	  .field = offsetof(struct object, header_file),
 	  .help = "file with headers to send, one 'Name: value' in a line" },
-	{ .name = "ca_file",
-	  .type = OPT_STR,
-	  .field = offsetof(struct object, ca_file),
-	  .help = "certificates of authorities to trust (PEM), instead of the system's" },
-	{ .name = "insecure",
-	  .type = OPT_BOOL,
-	  .field = offsetof(struct object, is_insecure),
-	  .def = "off",
-	  .help = "do not verify the server's certificate" },
-	{ .name = "resolve",
-	  .type = OPT_STR,
-	  .field = offsetof(struct object, resolve),
-	  .help = "HOST:PORT:ADDRESS, to be used instead of what the DNS says" },
+	HTTP_OPTIONS(struct object),
 	OPT_END,
 };
 

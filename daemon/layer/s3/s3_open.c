@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "layer/http/http_options.h"
 #include "layer/s3/s3_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/log.h"
@@ -16,7 +17,6 @@
 enum { TRIES = 6, TRIES_GARBLED = 3, TRIES_UNREACHED = 2 };
 
 #define FIRST_PAUSE_NS UINT64_C(100000000)
-#define TIMEOUT_MAX_NS UINT64_C(3600000000000)
 
 #define FIELD(field_)  .field = offsetof(struct s3_self, field_)
 
@@ -54,40 +54,7 @@ const struct opt s3_options[] = {
 	  FIELD(wants_probe),
 	  .def = "on",
 	  .help = "find out at start whether conditional puts work" },
-	{ .name = "conns",
-	  .type = OPT_UINT,
-	  FIELD(conns),
-	  .def = "64",
-	  .min = 1,
-	  .max = HTTP_CONNS_MAX,
-	  .help = "requests at a time on each reactor" },
-	{ .name = "timeout",
-	  .type = OPT_TIME_NS,
-	  FIELD(timeout_ns),
-	  .def = "30s",
-	  .min = 1000000,
-	  .max = TIMEOUT_MAX_NS,
-	  .help = "for one request" },
-	{ .name = "connect_timeout",
-	  .type = OPT_TIME_NS,
-	  FIELD(connect_ns),
-	  .def = "10s",
-	  .min = 1000000,
-	  .max = TIMEOUT_MAX_NS,
-	  .help = "for a connection" },
-	{ .name = "ca_file",
-	  .type = OPT_STR,
-	  FIELD(ca_file),
-	  .help = "certificates of authorities to trust (PEM), instead of the system's" },
-	{ .name = "insecure",
-	  .type = OPT_BOOL,
-	  FIELD(is_insecure),
-	  .def = "off",
-	  .help = "do not verify the server's certificate" },
-	{ .name = "resolve",
-	  .type = OPT_STR,
-	  FIELD(resolve),
-	  .help = "HOST:PORT:ADDRESS, to be used instead of what the DNS says" },
+	HTTP_OPTIONS(struct s3_self),
 	OPT_END,
 };
 
