@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "attach.h"
+#include "autoattach.h"
 #include "child.h"
 #include "devices.h"
 #include "nbdrs/cleanup.h"
@@ -62,6 +63,7 @@ static bool open_std_fds(void)
 
 int main(int argc, char **argv)
 {
+	_cleanup_conf_ struct conf_file conf = { 0 };
 	struct options o;
 	struct err err = { "" };
 	int status;
@@ -82,7 +84,12 @@ int main(int argc, char **argv)
 	case ACT_LIST: status = list_run(&o); break;
 	case ACT_CHECK: status = check_run(&o); break;
 	case ACT_DETACH: status = detach_run(&o); break;
-	default: status = attach_run(&o); break;
+	case ACT_AUTOATTACH: status = autoattach_run(&o); break;
+	default:
+		status = o.conf ? autoattach_load(&o, &conf) : EXIT_OK;
+		if (status == EXIT_OK)
+			status = attach_run(&o);
+		break;
 	}
 	if (fflush(stdout) || ferror(stdout))
 		return status ? status : fail(EXIT_FAILED, "cannot write to standard output");

@@ -21,6 +21,8 @@ enum {
 	O_FORCE,
 	O_CONTROL,
 	O_JSON,
+	O_AUTO,
+	O_CONF,
 	O_VERSION,
 	O_HELP,
 	BLOCK_MAX = 4096, /* larger ones need a page size or kernel that few have */
@@ -43,6 +45,8 @@ static const struct option longs[] = {
 	{ "force", no_argument, NULL, O_FORCE },
 	{ "control", required_argument, NULL, O_CONTROL },
 	{ "json", no_argument, NULL, O_JSON },
+	{ "autoattach", no_argument, NULL, O_AUTO },
+	{ "conf", required_argument, NULL, O_CONF },
 	{ "version", no_argument, NULL, O_VERSION },
 	{ "help", no_argument, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 },
@@ -55,11 +59,16 @@ void options_help(FILE *out)
 		"       nbdrs-attach -d [--force] DEVICE|EXPORT\n"
 		"       nbdrs-attach -l [--json]\n"
 		"       nbdrs-attach -c DEVICE\n"
+		"       nbdrs-attach --conf FILE EXPORT\n"
+		"       nbdrs-attach --autoattach [--conf FILE]\n"
 		"Use an export of nbdrsd as a block device; prints its path when it is usable.\n"
 		"\n"
 		"  -d, --detach             flush and detach; refused while it is in use\n"
 		"  -l, --list               list the connected nbd devices\n"
 		"  -c, --check              exit 0: connected, 1: not connected, 2: cannot tell\n"
+		"      --autoattach         have systemd attach what attach.conf lists\n"
+		"      --conf FILE          attach as FILE says of EXPORT (default with --autoattach:\n"
+		"                           /etc/nbdrs/attach.conf)\n"
 		"  -C, --connections N      number of sockets, 1 to 64 (default 1)\n"
 		"  -r, --read-only          attach read-only\n"
 		"      --timeout S          limit for a request (default 0 = none; with -C 120)\n"
@@ -119,7 +128,7 @@ static int set_action(struct options *o, enum action action, unsigned *seen, str
 {
 	if ((*seen & SEEN_MODE) && o->action != action)
 		return err_set(err, -EINVAL,
-			       "only one of --detach, --list and --check can be given");
+			       "only one of --detach, --list, --check and --autoattach can be given");
 	*seen |= SEEN_MODE;
 	o->action = action;
 	return 0;
@@ -153,6 +162,8 @@ static int parse_option(int c, struct options *o, unsigned *seen, struct err *er
 		o->control = optarg;
 		return 0;
 	case O_JSON: o->json = true; return 0;
+	case O_AUTO: return set_action(o, ACT_AUTOATTACH, seen, err);
+	case O_CONF: o->conf = optarg; return 0;
 	default: return -EINVAL;
 	}
 }
@@ -178,6 +189,8 @@ static int check_words(int n, char **words, struct options *o, struct err *err)
 	switch (o->action) {
 	case ACT_LIST:
 		return n == 0 ? 0 : err_set(err, -EINVAL, "'%s': --list takes no names", words[0]);
+	case ACT_AUTOATTACH:
+		return n == 0 ? 0 : err_set(err, -EINVAL, "'%s': --autoattach takes no names", words[0]);
 	case ACT_DETACH:
 	case ACT_CHECK:
 		if (n != 1 || !*words[0])
@@ -263,5 +276,10 @@ int options_parse(int argc, char **argv, struct options *o, struct err *err)
 		return err_set(err, -EINVAL, "--force goes with attaching and --detach");
 	if (o->json && o->action != ACT_LIST)
 		return err_set(err, -EINVAL, "--json goes with --list");
+	if (o->conf && o->action != ACT_ATTACH && o->action != ACT_AUTOATTACH)
+		return err_set(err, -EINVAL, "--conf goes with attaching and --autoattach");
+	if (o->conf && ((seen & SEEN_ATTACH_OPT) || o->device))
+		return err_set(err, -EINVAL,
+			       "--conf: the file says which device and which options; leave the others out");
 	return check_timeouts(o, seen, err);
 }

@@ -9,7 +9,7 @@
 
 #include "nbdrs/err.h"
 
-enum action { ACT_ATTACH, ACT_DETACH, ACT_LIST, ACT_CHECK, ACT_VERSION, ACT_HELP };
+enum action { ACT_ATTACH, ACT_DETACH, ACT_LIST, ACT_CHECK, ACT_AUTOATTACH, ACT_VERSION, ACT_HELP };
 
 enum { WAIT_DEFAULT_S = 10, DEAD_CONN_DEFAULT_S = 300, TIMEOUT_MULTI_S = 120, SECONDS_MAX = 86400 };
 
@@ -18,6 +18,7 @@ struct options {
 	const char *export;  /* attach */
 	const char *device;  /* attach: NULL = the kernel picks; check, detach: device or export */
 	const char *control; /* NULL = the default socket */
+	const char *conf;    /* attach: the file that says how; autoattach: NULL = the default one */
 	unsigned connections;
 	uint32_t block_size; /* 0 = what the export needs */
 	uint32_t timeout_s, dead_conn_timeout_s, wait_s;

@@ -39,11 +39,12 @@ static const struct command {
 	unsigned bit;
 	int (*run)(const struct args *a);
 } commands[] = {
-	{ "serve", "-e NAME DRIVER CONN [-e ...]", "serve volumes (the default command)", SERVE, cmd_serve },
+	{ "serve", "{-e NAME DRIVER CONN | --exports FILE} ...", "serve volumes (the default command)", SERVE,
+	  cmd_serve },
 	{ "init", "--size SIZE [--force] DRIVER CONN", "make a volume", INIT, cmd_init },
 	{ "destroy", "[--force] DRIVER CONN", "remove a volume and all its data", DESTROY, cmd_destroy },
-	{ "check", "{-e NAME DRIVER CONN ... | DRIVER CONN}", "parse chains and print them in full", CHECK,
-	  cmd_check },
+	{ "check", "{-e NAME DRIVER CONN ... | --exports FILE | DRIVER CONN}",
+	  "parse chains and print them in full", CHECK, cmd_check },
 	{ "info", "DRIVER CONN", "open a volume read-only and describe it", INFO, cmd_info },
 	{ "layers", "", "list the layers chains are made of", LAYERS, cmd_layers },
 	{ "help", "[LAYER]", "print this, or a layer's options", HELP, cmd_help },
@@ -65,6 +66,7 @@ enum {
 	OPT_SIZE_BYTES,
 	OPT_FORCE,
 	OPT_OPEN,
+	OPT_EXPORTS,
 };
 
 static const struct flag {
@@ -74,6 +76,7 @@ static const struct flag {
 } flags[] = {
 	{ "export", "NAME DRIVER CONN", "an export: its name and its chain DRIVER:CONN", 'e',
 	  WORKING },
+	{ "exports", "FILE", "exports from a file: NAME DRIVER CONN a line", OPT_EXPORTS, SERVE | CHECK },
 	{ "read-only", NULL, "never write to the volumes", 'r', SERVE },
 	{ "listen", "HOST:PORT", "TCP address, or none (default 127.0.0.1:10809 and [::1]:10809)", OPT_LISTEN,
 	  SERVE },
@@ -242,6 +245,7 @@ static int take_listen(struct args *a, char *text)
 static int take_export(struct args *a, int argc, char **argv)
 {
 	struct volume_arg v = { .name = optarg };
+	struct err err;
 
 	if (optind + 2 > argc)
 		return usage_error("-e takes three words, NAME DRIVER CONN; after '%s' %s", optarg,
@@ -252,11 +256,18 @@ static int take_export(struct args *a, int argc, char **argv)
 		return usage_error("-e takes three words, NAME DRIVER CONN; '%s' after '%s' looks like an "
 				   "option",
 				   v.driver[0] == '-' ? v.driver : v.conn, v.name);
-	for (unsigned i = 0; i < a->volumes_n; i++)
-		if (strcmp(a->volumes[i].name, v.name) == 0)
-			return usage_error("-e: the name '%s' is given twice", v.name);
-	a->volumes[a->volumes_n++] = v;
-	return 0;
+	return args_add_volume(a, &v, &err) ? usage_error("-e: %s", err.msg) : 0;
+}
+
+static int take_exports_file(struct args *a, const char *path)
+{
+	struct err err;
+
+	if (args_read_exports(a, path, &err) == 0)
+		return 0;
+	/* No hint at the usage: it is the file that is wrong. */
+	cmd_complain("%s", err.msg);
+	return -EINVAL;
 }
 
 /* 0, -EINVAL (said), or 1: all is done. */
@@ -264,6 +275,7 @@ static int take_flag(struct args *a, int value, int argc, char **argv)
 {
 	switch (value) {
 	case 'e': return take_export(a, argc, argv);
+	case OPT_EXPORTS: return take_exports_file(a, optarg);
 	case 'r': a->read_only = true; return 0;
 	case 'h': args_print_help(); return 1;
 	case 'V': printf("nbdrsd %s\n", NBDRS_VERSION); return 1;
@@ -349,6 +361,9 @@ static int parse_flags(struct args *a, const struct command *cmd, int argc, char
 /* What is left after the options: DRIVER CONN, a topic, or nothing. */
 static int parse_words(struct args *a, const struct command *cmd, int n, char **words)
 {
+	struct volume_arg v = { 0 };
+	struct err err;
+
 	if (cmd->bit == HELP && n > 0) {
 		a->topic = *words++;
 		n--;
@@ -357,7 +372,10 @@ static int parse_words(struct args *a, const struct command *cmd, int n, char **
 			return usage_error("`nbdrsd %s` takes two words, DRIVER CONN; after '%s' CONN is "
 					   "missing",
 					   cmd->name, words[0]);
-		a->volumes[a->volumes_n++] = (struct volume_arg){ .driver = words[0], .conn = words[1] };
+		v.driver = words[0];
+		v.conn = words[1];
+		if (args_add_volume(a, &v, &err))
+			return usage_error("%s", err.msg);
 		words += 2;
 		n -= 2;
 	}
@@ -369,7 +387,7 @@ static int parse_words(struct args *a, const struct command *cmd, int n, char **
 static int check_whole(const struct args *a, const struct command *cmd)
 {
 	if (cmd->bit == SERVE && a->volumes_n == 0)
-		return usage_error("no export: name at least one by -e NAME DRIVER CONN, "
+		return usage_error("no export: name at least one by -e NAME DRIVER CONN or --exports FILE, "
 				   "as in `nbdrsd -e disk0 raw file:/srv/disk0.img`");
 	if (cmd->bit & (VOLUME | CHECK) && a->volumes_n == 0)
 		return usage_error("`nbdrsd %s` needs a volume: DRIVER CONN, as in `raw file:/srv/disk0.img`",
@@ -424,10 +442,9 @@ int args_parse(int argc, char **argv, struct args *a, int *exit_code)
 			    .drain_ns = 30 * SECOND_NS,
 			    .reactor = { .engine = IO_ENGINE_AUTO, .spin_us = 50 },
 			    .log_level = LOG_LEVEL_INFO };
-	a->volumes = calloc((size_t)argc + 1, sizeof(*a->volumes));
 	a->listen = calloc((size_t)argc + 1, sizeof(*a->listen));
 	a->unix_paths = calloc((size_t)argc + 1, sizeof(*a->unix_paths));
-	if (!a->volumes || !a->listen || !a->unix_paths) {
+	if (!a->listen || !a->unix_paths) {
 		cmd_complain("out of memory");
 		*exit_code = CMD_FAILED;
 		return -1;
@@ -442,6 +459,9 @@ int args_parse(int argc, char **argv, struct args *a, int *exit_code)
 void args_free(struct args *a)
 {
 	free(a->volumes);
+	for (unsigned i = 0; i < a->files_n; i++)
+		conf_free(&a->files[i]);
+	free(a->files);
 	free(a->listen);
 	free(a->unix_paths);
 }

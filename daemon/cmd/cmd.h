@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "conf/conffile.h"
 #include "nbdrs/err.h"
 #include "nbdrs/layer.h"
 #include "nbdrs/log.h"
@@ -22,10 +23,12 @@ enum {
 	CMD_CUT = 3,	/* a second signal ended it before everything was drained */
 };
 
-/* Words of the command line; borrowed from argv. */
+/* Words of the command line, borrowed from argv, or of a file of exports. */
 struct volume_arg {
 	char *name; /* NULL when given without -e */
 	char *driver, *conn;
+	const char *file; /* where they stand; NULL = on the command line */
+	unsigned line;
 };
 
 struct args {
@@ -33,7 +36,9 @@ struct args {
 	const char *command;
 	const char *topic;		  /* of `help`; NULL = none */
 	struct volume_arg *volumes;	  /* -e, or DRIVER CONN, in order */
-	unsigned volumes_n;
+	unsigned volumes_n, volumes_room;
+	struct conf_file *files;	  /* --exports, and the files that it names */
+	unsigned files_n;
 	char **listen, **unix_paths;	  /* --listen (without "none"), --unix */
 	unsigned listen_n, unix_n;
 	bool is_listen_given;		  /* --listen was there, if only as "none" */
@@ -54,6 +59,10 @@ struct args {
  */
 int args_parse(int argc, char **argv, struct args *a, int *exit_code);
 void args_free(struct args *a);
+/* Appends a volume; -EINVAL for a name that is there already. */
+int args_add_volume(struct args *a, const struct volume_arg *v, struct err *err);
+/* Appends the exports of a file (exports.c). -errno, with the file and the line in the text. */
+int args_read_exports(struct args *a, const char *path, struct err *err);
 /* The usage text of all commands. */
 void args_print_help(void);
 
@@ -85,5 +94,13 @@ void process_prepare(void);
 
 /* Tells the service manager (sd_notify(3)); nothing happens without one. Newline-separated assignments. */
 void notify_manager(const char *state);
+
+/*
+ * The service manager's watchdog (sd_watchdog_enabled(3)): from now on it hears from us as long as every reactor
+ * turns. Nothing happens when it wants none. On reactor 0. -ENOMEM.
+ */
+CO_FN int watchdog_start(struct err *err);
+/* Returns when it has ended; nothing happens when it was not started. */
+CO_FN void watchdog_stop(void);
 
 #endif

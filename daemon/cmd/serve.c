@@ -107,6 +107,7 @@ static CO_FN void close_all(struct serve *s)
 		log_warn("connections cut off when the drain time was over n=%u", cut);
 	retry_stop_by(now_ns() + s->a->drain_ns); /* once more as long, for the last flush */
 	rc = exports_close();
+	watchdog_stop(); /* last: a drain that hangs is noticed */
 	if (rc) {
 		s->has_flush_failed = true;
 		log_error("a flush failed at stop: writes may be lost error=%s", err_name(rc));
@@ -129,6 +130,8 @@ static CO_FN int start_run(void *arg)
 	/* Last: who gets an answer here may count on the daemon to serve. */
 	if (!rc)
 		rc = open_control(s);
+	if (!rc)
+		rc = watchdog_start(&s->err);
 	if (rc)
 		close_all(s);
 	return rc;

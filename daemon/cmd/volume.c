@@ -48,8 +48,8 @@ static void mask_word(char *word)
 		memset(word, '*', len);
 }
 
-int volume_parse(const struct volume_arg *v, bool read_only, struct spec **spec, struct chain **chain,
-		 struct err *err)
+static int parse_one(const struct volume_arg *v, bool read_only, struct spec **spec, struct chain **chain,
+		     struct err *err)
 {
 	_cleanup_spec_ struct spec *parsed = NULL;
 	_cleanup_chain_ struct chain *built = NULL;
@@ -73,6 +73,14 @@ int volume_parse(const struct volume_arg *v, bool read_only, struct spec **spec,
 	if (chain)
 		*chain = TAKE_PTR(built);
 	return 0;
+}
+
+int volume_parse(const struct volume_arg *v, bool read_only, struct spec **spec, struct chain **chain,
+		 struct err *err)
+{
+	int rc = parse_one(v, read_only, spec, chain, err);
+
+	return rc && v->file ? err_prefix(err, rc, "%s:%u", v->file, v->line) : rc;
 }
 
 /* --- Running on a reactor ----------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
 # suite: timeout=120
 """nbdrsd's command line, its one-off commands, and its life from start to the second signal."""
 
+import ctypes
 import os
 import pty
 import re
@@ -40,6 +41,54 @@ def image(size=MIB):
 
 
 # --- Words -----------------------------------------------------------------------------------------
+
+
+def exports_file(text, name="exports.conf"):
+    path = os.path.join(temp_dir(), name)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+    return path
+
+
+@suite.case
+def exports_come_from_a_file():
+    conn = exports_file("# a key stays out of the list\nmem[size=2Mi]\n", "conn")
+    path = exports_file(f"# exports\none raw mem[size=1Mi]   # the first\n\n'two b' raw @{conn}\n")
+    out, _ = run("check", "--exports", path)
+    assert "mem[size=1Mi]" in out and "mem[size=2Mi]" in out, out
+    with Daemon([MEM], ["--exports", path]) as d:
+        for name, size in (("disk", MIB), ("one", MIB), ("two b", 2 * MIB)):
+            with Nbd.connect(d.unix, name) as n:
+                assert n.size == size, name
+
+
+@suite.case
+def mistakes_in_a_file_of_exports_are_found_by_line():
+    def fails(text, *words):
+        path = exports_file(text)
+        _, err = run("--exports", path, "--control", "none", code=2)
+        for word in words:
+            assert word.replace("FILE", path) in err, (word, err)
+    fails("", "FILE names no export", "NAME DRIVER CONN")
+    fails("a raw mem[size=1Mi]\nb raw\n", "FILE:2: a line has three words", "this one 2")
+    fails("a raw mem[size=1Mi] x\n", "FILE:1: a line has three words", "this one 4")
+    fails("a raw mem[size=1Mi]\n\na raw mem[size=1Mi]\n", "FILE:3: the name 'a' is given twice")
+    fails("\na raw foo:x\n", "FILE:2: export a: column 5")
+    fails("a raw 'x\n", "FILE:1: a quote is opened")
+    fails("a raw @x\n", "FILE:1: '@x'", "absolute path")
+    fails("a raw @/nonexistent/x\n", "FILE:1: cannot open /nonexistent/x: No such file")
+    fails("a raw @/dev/null\n", "FILE:1: /dev/null must hold one word")
+    _, err = run("--exports", "/nonexistent/e", code=2)
+    assert "cannot open /nonexistent/e: No such file" in err, err
+
+
+@suite.case
+def a_key_that_everybody_may_read_is_told_of():
+    path = exports_file("a raw mem[size=1Mi]\nb raw fault[secret=k3y]:mem[size=1Mi]\n")
+    for mode, is_told in ((0o644, True), (0o600, False)):
+        os.chmod(path, mode)
+        _, err = run("--exports", path, "--control", "none", code=2)  # fault has no such option
+        assert ("everybody may read a key" in err) == is_told and "k3y" not in err, err
 
 
 @suite.case
@@ -447,6 +496,62 @@ def the_service_manager_is_told():
             assert False, s.recv(4096)
         except BlockingIOError:
             pass
+
+
+def hold_thread(tid):
+    """Stops one thread, as a hang would; the function that it returns lets it go on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ptrace(request):
+        if libc.ptrace(request, tid, 0, 0):
+            raise OSError(ctypes.get_errno(), "ptrace")
+    ptrace(0x4206)  # PTRACE_SEIZE
+    ptrace(0x4207)  # PTRACE_INTERRUPT
+    os.waitpid(tid, 0x40000000)  # __WALL
+    return lambda: ptrace(17)  # PTRACE_DETACH
+
+
+def reactors(pid):
+    tids = [int(t) for t in os.listdir(f"/proc/{pid}/task")]
+    named = {open(f"/proc/{pid}/task/{t}/comm", encoding="utf-8").read().strip(): t for t in tids}
+    return [named[n] for n in sorted(named) if re.fullmatch(r"nbdrs-\d+", n)]
+
+
+@suite.case
+def the_watchdog_hears_of_it_while_every_reactor_turns():
+    path = os.path.join(temp_dir(), "notify")
+
+    def hear(s):
+        while b"WATCHDOG=1" not in s.recv(4096):
+            pass
+    with notify_socket(path) as s, Daemon([MEM], ["--threads", "2"], shell=f"export NOTIFY_SOCKET={path} "
+                                          "WATCHDOG_USEC=100000 WATCHDOG_PID=$$") as d:
+        hear(s)
+        hear(s)
+        for tid in reactors(d.process.pid):
+            go_on = hold_thread(tid)
+            try:
+                s.settimeout(0.5)
+                hear(s)  # one may have been under way
+                hear(s)
+                assert False, "a reactor hangs, and the watchdog is fed"
+            except TimeoutError:
+                pass
+            finally:
+                go_on()
+            s.settimeout(WAIT_S)
+            hear(s)
+        d.send_signal()
+        assert d.wait() == 0
+    # Not ours, or none.
+    for env in ("WATCHDOG_USEC=100000 WATCHDOG_PID=1", "WATCHDOG_USEC=x"):
+        with notify_socket(path + "2") as s, Daemon([MEM], shell=f"export NOTIFY_SOCKET={path}2 {env}") as d:
+            s.settimeout(0.3)
+            try:
+                hear(s)
+                assert False, env
+            except TimeoutError:
+                os.unlink(path + "2")
 
 
 @suite.case
