@@ -38,7 +38,7 @@ UDEVDIR ?= $(PREFIX)/lib/udev/rules.d
 DEPS_BUILD := gcc libc6-dev make pkg-config liburing-dev libnl-3-dev libnl-genl-3-dev \
               libjansson-dev libsystemd-dev libcurl4-openssl-dev libssl-dev libexpat1-dev scdoc \
               uthash-dev
-DEPS_GUEST := qemu-system-x86 qemu-utils python3 busybox-static kmod udev e2fsprogs util-linux \
+DEPS_GUEST := qemu-system-x86 qemu-utils python3 busybox-static kmod udev systemd e2fsprogs util-linux \
               mount fdisk procps dmsetup iproute2 jq strace fio zstd xz-utils lz4 nbdkit \
               nbd-server nbd-client
 DEPS_TEST  := libcmocka-dev clang libclang-rt-14-dev python3-clang-14 mandoc libnbd-bin \

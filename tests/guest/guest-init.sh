@@ -35,6 +35,11 @@ exec 3>"$port" >&3 2>&1 </dev/null
 mkdir /run/guest
 tar -xf /dev/vdb -C / || { echo "@@ broken cannot unpack the second disk"; exit 1; }
 cd /run/guest || exit 1
+# Another init takes over, with the machine as it is now; the port is for what it runs.
+if [[ -e init ]]; then
+	exec 3>&- >/dev/console 2>&1
+	exec bash init
+fi
 # shellcheck source=/dev/null
 . /run/guest/env
 echo "@@ booted $(uname -r) $(cut -d' ' -f1 /proc/uptime)"

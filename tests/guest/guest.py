@@ -71,13 +71,13 @@ def _script(name, *args):
     return Path(done.stdout.split("\n", 1)[0])
 
 
-def prepare():
+def prepare(systemd=False):
     """Kernel folder and root image, from the cache or made now."""
     import shutil
     if not shutil.which("qemu-system-x86_64"):
         raise Lacking("qemu-system-x86_64 (run: apt-get install qemu-system-x86)")
     kernel = _script("kernel.sh")
-    return kernel, _script("image.sh", str(kernel))
+    return kernel, _script("image.sh", str(kernel), *(["systemd"] if systemd else []))
 
 
 def need_binaries(names=BINARIES):
@@ -101,6 +101,8 @@ def nbdrs_files():
     files.update(_libraries(binaries))
     for rule in sorted((TOP / "udev").glob("*.rules")):
         files[f"/usr/lib/udev/rules.d/{rule.name}"] = rule
+    for unit in sorted([*(TOP / "udev").glob("*.service"), *(TOP / "udev").glob("*.socket")]):
+        files[f"/usr/lib/systemd/system/{unit.name}"] = unit.read_bytes().replace(b"@SBINDIR@", b"/usr/sbin")
     return files
 
 
@@ -112,7 +114,8 @@ def _archive(path, files, env):
         for name, source in {**files, "/run/guest/env": quoted.encode()}.items():
             info = tarfile.TarInfo(name.lstrip("/"))
             data = source if isinstance(source, bytes) else source.read_bytes()
-            info.size, info.mode, info.mtime = len(data), 0o755, int(time.time())
+            info.size, info.mtime = len(data), int(time.time())
+            info.mode = 0o755 if data[:2] == b"#!" or data[:4] == b"\x7fELF" else 0o644
             tar.addfile(info, io.BytesIO(data))
 
 
@@ -121,13 +124,13 @@ class Guest:
 
     files is {guest path: Path here, or bytes}, env {name: value} for main.sh; console is the file
     that gets the kernel's messages; of cpus, online are running after boot; disks are files that become /dev/vdc and
-    so on, written for good; root is where else to have the root disk from (a URL for QEMU's block layer); with
+    so on, written for good; systemd says that the root disk has it, and /run/guest/init in files starts it; root is where else to have the root disk from (a URL for QEMU's block layer); with
     net=True it has a network card, and finds this machine's loopback at 10.0.2.2.
     """
 
     def __init__(self, files, env, console, *, icount=None, cpus=2, online=None,
-                 memory=1024, disks=(), root=None, net=False):
-        kernel, image = prepare()
+                 memory=1024, disks=(), root=None, net=False, systemd=False):
+        kernel, image = prepare(systemd)
         self.console = Path(console)
         self.console.parent.mkdir(parents=True, exist_ok=True)
         self._stack = contextlib.ExitStack()

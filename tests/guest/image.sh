@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# image.sh KERNEL_DIR - build the guest's root disk from programs of this machine.
+# image.sh KERNEL_DIR [systemd] - build the guest's root disk from programs of this machine.
 #
 # Prints one line: an ext4 image (sparse, 3 GiB) with the programs below, their shared libraries, udev
-# with its rules, and KERNEL_DIR's modules. No package is fetched. What changes from run to run -
+# with its rules, and KERNEL_DIR's modules; with the word systemd, also that package. No package is fetched. What changes from run to run -
 # nbdrs itself and the tests - is not in it: guest.py hands that over as a second disk.
 #
 # The image is a cache entry named by a hash of this script, of the kernel entry and of path, size and
@@ -17,8 +17,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=tests/guest/cache.sh
 . "$here/cache.sh"
 
-[ $# = 1 ] && [ -d "$1/lib/modules" ] || die "usage: image.sh KERNEL_DIR"
+[ -d "${1:-}/lib/modules" ] && [ "${2:-systemd}" = systemd ] || die "usage: image.sh KERNEL_DIR [systemd]"
 kernel=$1
+flavour=${2:-plain}
 
 # package: programs. Everything is required: a test that finds its tool gone would be a silent skip.
 programs='
@@ -34,12 +35,12 @@ mawk: awk
 sed: sed
 tar: tar
 procps: ps sysctl
-util-linux: blkdiscard blkid blockdev dmesg fallocate findmnt flock fstrim losetup lsblk mkswap mountpoint
+util-linux: blkdiscard blkid blockdev dmesg fallocate findmnt flock fsck fstrim losetup lsblk mkswap mountpoint
 	partx setpriv setsid swapoff swapon taskset wipefs
 mount: mount umount
 fdisk: sfdisk
 e2fsprogs: debugfs dumpe2fs e2fsck fsck.ext4 mke2fs mkfs.ext4 tune2fs
-kmod: modprobe rmmod lsmod
+kmod: kmod modprobe rmmod lsmod
 udev: udevadm
 dmsetup: dmsetup
 iproute2: ip ss
@@ -94,10 +95,20 @@ for p in $extras; do
 	[ -e "$p" ] || lacks "$p (run: apt-get install udev nbdkit)"
 	paths="$paths $(find "$p" -type f -o -type l | tr '\n' ' ')"
 done
+# The packages as they are, links included: they are what enables units.
+package=
+if [ "$flavour" = systemd ]; then
+	[ -x /usr/bin/systemctl ] || lacks "systemd (run: apt-get install systemd)"
+	for p in $(dpkg -L systemd udev | grep -Ev '^/usr/share/(doc|man|locale|lintian|zsh|bash-completion)/'); do
+		if [ -L "$p" ] || [ -f "$p" ]; then
+			package="$package $p"
+		fi
+	done
+fi
 # Libraries as the loader finds them: "name => path (address)", and the loader's own path. Scripts
 # and static programs give an error that means nothing here.
 # shellcheck disable=SC2086
-libs=$(ldd $paths 2>/dev/null | sed -n 's/^\t\(.* => \)\{0,1\}\(\/[^ ]*\) (0x.*/\2/p' | sort -u)
+libs=$(ldd $paths $package 2>/dev/null | sed -n 's/^\t\(.* => \)\{0,1\}\(\/[^ ]*\) (0x.*/\2/p' | sort -u)
 
 cache=$(cache_dir)
 # shellcheck disable=SC2086
@@ -105,8 +116,9 @@ hash=$({
 	basename "$kernel"
 	cat "$0" "$here/guest-init.sh"
 	stat -L -c '%n %s %Y' $paths $libs
+	[ -z "$package" ] || stat -c '%n %s %Y' $package
 } | sha256sum | cut -c1-24)
-image=$cache/root-$hash.ext4
+image=$cache/root-$flavour-$hash.ext4
 lock "$image"
 if [ -e "$image" ]; then
 	touch -a "$image"	# its mtime is its ETag, where a web server gives it
@@ -131,6 +143,11 @@ for p in $paths $libs; do
 	mkdir -p "$d"
 	cp -Lp "$p" "$d/"
 done
+if [ -n "$package" ]; then
+	mkdir -p "$t/etc/systemd/system" "$t/var/lib/systemd" "$t/var/log"
+	# shellcheck disable=SC2086
+	tar -C / -cf - $(printf '.%s ' $package) | tar -C "$t" -xf -
+fi
 cp -a "$kernel/lib/modules/." "$t/usr/lib/modules/"
 cp "$here/guest-init.sh" "$t/usr/sbin/guest-init"
 chmod 755 "$t/usr/sbin/guest-init"
