@@ -145,7 +145,7 @@ for p in $paths $libs; do
 done
 if [ -n "$package" ]; then
 	mkdir -p "$t/etc/systemd/system" "$t/var/lib/systemd" "$t/var/log"
-	# shellcheck disable=SC2086
+	# shellcheck disable=SC2046,SC2086 # a list of paths without blanks
 	tar -C / -cf - $(printf '.%s ' $package) | tar -C "$t" -xf -
 fi
 cp -a "$kernel/lib/modules/." "$t/usr/lib/modules/"
