@@ -15,12 +15,9 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "busy.h"
@@ -28,6 +25,7 @@
 #include "ctlclient.h"
 #include "devices.h"
 #include "driver.h"
+#include "lock.h"
 #include "loopcheck.h"
 #include "nbdrs/proto.h"
 #include "say.h"
@@ -35,7 +33,6 @@
 #include "usable.h"
 
 enum {
-	LOCK_LIMIT_MS = 60000, /* others connecting, one after the other */
 	BACKING_MAX = 64,
 	BACKING_LIMIT_MS = 5000,
 	REVIVE_PROBE_MS =
@@ -47,8 +44,6 @@ enum {
 	TRIES_MAX = 4,
 	FIRST_TRY_MS = 2000,
 };
-
-#define LOCK_PATH "/run/nbdrs-attach.lock"
 
 /* What the daemon granted. */
 struct grant {
@@ -77,26 +72,13 @@ static void grant_free(struct grant *g)
 
 static int take_lock(int *out)
 {
-	const uint64_t until = now_ms() + LOCK_LIMIT_MS;
-	char path[SYSFS_PATH_LEN];
-	_cleanup_close_ int fd = -1;
+	struct err err = { "" };
+	int rc = lock_take(out, &err);
 
-	if (fs_path(path, LOCK_PATH))
-		return fail(EXIT_FAILED, "path too long");
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0)
-		return errno == EACCES || errno == EPERM
-			       ? fail(EXIT_NO_PERMISSION,
-				      "attaching needs root: %s: permission denied", path)
-			       : fail(EXIT_FAILED, "cannot open %s: %s", path, strerror(errno));
-	while (flock(fd, LOCK_EX | LOCK_NB)) {
-		if (now_ms() >= until || interrupted())
-			return fail(EXIT_TIMED_OUT, "another nbdrs-attach has held %s for too long",
-				    path);
-		sleep_ms(20);
-	}
-	*out = TAKE_FD(fd);
-	return EXIT_OK;
+	if (!rc)
+		return EXIT_OK;
+	return fail(rc == -EACCES ? EXIT_NO_PERMISSION :
+		    rc == -EINTR || rc == -ETIMEDOUT ? EXIT_TIMED_OUT : EXIT_FAILED, "%s", err.msg);
 }
 
 /* --- the daemon's part --- */

@@ -14,6 +14,7 @@
 #include "ctlclient.h"
 #include "nbdrs/ctl.h"
 #include "nbdrs/opt.h"
+#include "resize.h"
 #include "statustext.h"
 
 /* The same numbers as nbdrs-attach's where they mean the same; nbdrsctl(8) documents them. */
@@ -34,7 +35,8 @@ struct options {
 	const char *control;
 	unsigned timeout_ms;
 	uint64_t wait_ns; /* 0 = don't wait for a daemon */
-	bool json;
+	uint64_t size;	  /* of resize */
+	bool json, shrink;
 };
 
 static int complain(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -55,32 +57,36 @@ static void print_help(void)
 	printf("Usage:\n"
 	       "  nbdrsctl status [--json] [--wait[=TIME]] [EXPORT]\n"
 	       "  nbdrsctl version\n"
+	       "  nbdrsctl resize [--shrink] EXPORT SIZE\n"
 	       "\n"
-	       "Looks at a running nbdrsd.\n"
+	       "Looks at and steers a running nbdrsd.\n"
 	       "\n"
 	       "Commands:\n"
 	       "  status    exports, connections, devices, requests, bytes, errors, latencies\n"
 	       "  version   of this tool and of the daemon\n"
+	       "  resize    give a volume, and its devices here, another size\n"
 	       "\n"
 	       "Options:\n"
 	       "      --json          print JSON\n"
 	       "      --wait[=TIME]   wait until a daemon serves, at most TIME (default %ds)\n"
+	       "      --shrink        of resize: SIZE may be smaller; what lies behind it is lost\n"
 	       "      --control PATH  the daemon's control socket (default %s)\n"
-	       "      --timeout TIME  limit of each answer (default %ds)\n"
+	       "      --timeout TIME  limit of each answer (default %ds; resize: %ds)\n"
 	       "  -h, --help          print this\n"
 	       "  -V, --version       print the tool's version\n",
-	       WAIT_DEFAULT_S, CTL_DEFAULT_PATH, CTL_TIMEOUT_MS / 1000);
+	       WAIT_DEFAULT_S, CTL_DEFAULT_PATH, CTL_TIMEOUT_MS / 1000, RESIZE_TIMEOUT_MS / 1000);
 }
 
 /* --- The command line --------------------------------------------------------------------------- */
 
-enum { OPT_JSON = 256, OPT_WAIT, OPT_CONTROL, OPT_TIMEOUT };
+enum { OPT_JSON = 256, OPT_WAIT, OPT_CONTROL, OPT_TIMEOUT, OPT_SHRINK };
 
 static const struct option long_options[] = {
 	{ "json", no_argument, NULL, OPT_JSON },
 	{ "wait", optional_argument, NULL, OPT_WAIT },
 	{ "control", required_argument, NULL, OPT_CONTROL },
 	{ "timeout", required_argument, NULL, OPT_TIMEOUT },
+	{ "shrink", no_argument, NULL, OPT_SHRINK },
 	{ "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },
 	{ NULL, 0, NULL, 0 },
@@ -102,6 +108,7 @@ static int take_option(struct options *o, int value, const char *word)
 	switch (value) {
 	case OPT_JSON: o->json = true; return 0;
 	case OPT_CONTROL: o->control = optarg; return 0;
+	case OPT_SHRINK: o->shrink = true; return 0;
 	case OPT_WAIT:
 		o->wait_ns = WAIT_DEFAULT_S * UINT64_C(1000000000);
 		return optarg ? take_time("wait", optarg, &o->wait_ns) : 0;
@@ -117,13 +124,31 @@ static int take_option(struct options *o, int value, const char *word)
 	}
 }
 
+static int take_resize(struct options *o, int n, char **words)
+{
+	if (n != 3)
+		return complain(-EINVAL, "resize takes two words, EXPORT SIZE, as in: nbdrsctl resize disk0 20Gi");
+	o->export = words[1];
+	if (parse_size(words[2], &o->size) || o->size == 0 || o->size > INT64_MAX)
+		return complain(-EINVAL, "'%s' is not a size like 100Mi, 20GiB or 1T", words[2]);
+	if (!o->timeout_ms)
+		o->timeout_ms = RESIZE_TIMEOUT_MS;
+	return 0;
+}
+
 static int take_words(struct options *o, int n, char **words)
 {
 	if (n == 0)
-		return complain(-EINVAL, "no command: there are status and version; see nbdrsctl --help");
+		return complain(-EINVAL, "no command: there are status, version and resize; see nbdrsctl --help");
 	o->command = words[0];
+	if (strcmp(o->command, "resize") == 0)
+		return take_resize(o, n, words);
+	if (o->shrink)
+		return complain(-EINVAL, "--shrink goes with resize");
+	if (!o->timeout_ms)
+		o->timeout_ms = CTL_TIMEOUT_MS;
 	if (strcmp(o->command, "status") && strcmp(o->command, "version"))
-		return complain(-EINVAL, "unknown command '%s': there are status and version", o->command);
+		return complain(-EINVAL, "unknown command '%s': there are status, version and resize", o->command);
 	if (n > 1 && strcmp(o->command, "status") == 0) {
 		o->export = words[1];
 		words++;
@@ -138,7 +163,7 @@ static int parse(struct options *o, int argc, char **argv)
 {
 	int value, rc = 0;
 
-	*o = (struct options){ .timeout_ms = CTL_TIMEOUT_MS };
+	*o = (struct options){ 0 };
 	opterr = 0;
 	while (!rc && (value = getopt_long(argc, argv, ":hV", long_options, NULL)) != -1)
 		rc = take_option(o, value, argv[optind - 1]);
@@ -153,6 +178,7 @@ static int exit_status(const struct ctl_client *c, int rc)
 		return rc == -ENOENT ? STATUS_NO_EXPORT : rc == -EACCES ? STATUS_NO_PERMISSION : STATUS_FAILED;
 	switch (rc) {
 	case -ECONNREFUSED: return STATUS_NO_DAEMON;
+	case -EPERM:
 	case -EACCES: return STATUS_NO_PERMISSION;
 	case -ETIMEDOUT: return STATUS_TIMED_OUT;
 	default: return STATUS_FAILED;
@@ -274,6 +300,21 @@ static int run_version(const struct options *o)
 	return STATUS_OK;
 }
 
+static int run_resize(const struct options *o)
+{
+	_cleanup_ctl_ struct ctl_client *c = NULL;
+	struct resize r = { .export = o->export, .size = o->size, .may_shrink = o->shrink };
+	struct err err;
+	int rc = open_daemon(o, &c, &err);
+
+	if (!rc)
+		rc = resize_run(c, &r, &err);
+	if (rc)
+		return complain(exit_status(c, rc), "%s", err.msg);
+	resize_print(&r, o->json); /* stdout's error is looked at in main */
+	return STATUS_OK;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o;
@@ -282,7 +323,9 @@ int main(int argc, char **argv)
 	if (rc)
 		return rc > 0 ? STATUS_OK : STATUS_USAGE;
 	assert(o.command); /* as take_words saw to */
-	status = strcmp(o.command, "status") == 0 ? run_status(&o) : run_version(&o);
+	status = strcmp(o.command, "status") == 0 ? run_status(&o) :
+		 strcmp(o.command, "resize") == 0 ? run_resize(&o) :
+						    run_version(&o);
 	if ((fflush(stdout) || ferror(stdout)) && status == STATUS_OK)
 		return complain(STATUS_FAILED, "cannot write the output: %s", strerror(errno));
 	return status;

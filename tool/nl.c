@@ -254,6 +254,22 @@ int nbdnl_reconfigure(struct nbdnl *nl, uint32_t index, const char *backend, con
 	return transact(nl, msg, &p);
 }
 
+int nbdnl_resize(struct nbdnl *nl, uint32_t index, const char *backend, uint64_t size)
+{
+	struct pending p = { 0 };
+	struct nl_msg *msg = request(nl, NBD_NL_RECONFIGURE);
+
+	if (!msg)
+		return -ENOMEM;
+	/* Nothing else: a time-out would set the request timer anew, and another block size is never right. */
+	if (nla_put_u32(msg, NBD_NL_A_INDEX, index) || nla_put_string(msg, NBD_NL_A_BACKEND_ID, backend) ||
+	    nla_put_u64(msg, NBD_NL_A_SIZE_BYTES, size)) {
+		nlmsg_free(msg);
+		return -EMSGSIZE;
+	}
+	return transact(nl, msg, &p);
+}
+
 struct status_out {
 	struct nbdnl_device *devices;
 	unsigned max, *n;

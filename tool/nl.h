@@ -94,6 +94,12 @@ int nbdnl_disconnect(struct nbdnl *nl, uint32_t index);
 int nbdnl_reconfigure(struct nbdnl *nl, uint32_t index, const char *backend, const int *socks,
 		      unsigned socks_n);
 
+/*
+ * Another size for a connected device; `backend` must be what it was connected with. Waits for requests in flight.
+ * Kernels before 5.3 say yes and do nothing.
+ */
+int nbdnl_resize(struct nbdnl *nl, uint32_t index, const char *backend, uint64_t size);
+
 struct nbdnl_device {
 	uint32_t index;
 	bool is_in_use; /* connected, or open somewhere although it is not */

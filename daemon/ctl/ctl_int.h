@@ -89,6 +89,7 @@ CO_FN int ctl_cmd_status(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_attach(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_attached(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_detached(struct ctl_peer *p, json_t *req);
+CO_FN int ctl_cmd_resize(struct ctl_peer *p, json_t *req);
 
 /* Start of serving, for uptime. */
 extern uint64_t ctl_started_ns;

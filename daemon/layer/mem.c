@@ -35,16 +35,20 @@
 #endif
 
 enum { WORD_BITS = 64 };
+/* So many times its size it can grow, at least to 1 GiB: addresses cost next to nothing. */
+enum { ROOM_FACTOR = 16 };
+#define ROOM_MIN (UINT64_C(1) << 30)
+
 /* Copied or dropped at a stretch before others have their turn. */
 enum { TURN_LEN = 256 * 1024 };
 
 struct mem {
 	uint64_t size;  /* option */
 	unsigned shift; /* log2 of the page size */
-	uint8_t *base;  /* map_len bytes */
-	size_t map_len; /* the size, rounded up to pages */
+	uint8_t *base;  /* room bytes, of which map_len may be touched */
+	size_t map_len; /* the largest size so far, rounded up to pages */
+	size_t room;    /* addresses taken: the disk can grow into them, and nothing ever moves */
 	_Atomic uint64_t *bits;
-	size_t bits_len; /* bytes */
 };
 
 static const struct opt options[] = {
@@ -97,15 +101,41 @@ static void race_end(void)
 
 /* --- Opening ---------------------------------------------------------------------------------- */
 
-static void *reserve(size_t len)
+/* Addresses for `room` bytes; the first `len` of them are memory. */
+static void *reserve(size_t len, size_t room)
 {
-	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int why;
 
 	if (p == MAP_FAILED)
 		return NULL;
-	(void)madvise(p, len, MADV_DONTDUMP); /* only to keep core files small */
+	if (mprotect(p, len, PROT_READ | PROT_WRITE)) {
+		why = errno;
+		(void)munmap(p, room); /* ours, so it can't fail */
+		errno = why;
+		return NULL;
+	}
+	(void)madvise(p, room, MADV_DONTDUMP); /* only to keep core files small */
 	return p;
+}
+
+static size_t bits_len(const struct mem *m, uint64_t bytes)
+{
+	return align_up(bytes >> m->shift, WORD_BITS) / 8;
+}
+
+/* Both mappings, with room to grow if there is any. */
+static bool reserve_both(struct mem *m, uint64_t room)
+{
+	m->room = room;
+	m->base = reserve(m->map_len, room);
+	m->bits = m->base ? reserve(bits_len(m, room), bits_len(m, room)) : NULL;
+	if (m->bits)
+		return true;
+	if (m->base)
+		(void)munmap(m->base, room); /* as above */
+	m->base = NULL;
+	return false;
 }
 
 static CO_FN void mem_close(struct layer *l)
@@ -113,9 +143,9 @@ static CO_FN void mem_close(struct layer *l)
 	struct mem *m = l->self;
 
 	if (m->base)
-		(void)munmap(m->base, m->map_len); /* can't fail for a mapping of ours */
+		(void)munmap(m->base, m->room); /* can't fail for a mapping of ours */
 	if (m->bits)
-		(void)munmap(m->bits, m->bits_len);
+		(void)munmap(m->bits, bits_len(m, m->room));
 	m->base = NULL;
 	m->bits = NULL;
 }
@@ -123,18 +153,15 @@ static CO_FN void mem_close(struct layer *l)
 static CO_FN int mem_open(struct layer *l, struct err *err)
 {
 	struct mem *m = l->self;
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), pages;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), room;
 	char size[32];
 
 	if (!m->size)
 		return err_set(err, -EINVAL, "layer mem needs its size: mem[size=1Gi]");
 	m->shift = (unsigned)__builtin_ctzll(page);
 	m->map_len = align_up(m->size, page);
-	pages = m->map_len >> m->shift;
-	m->bits_len = align_up(pages, WORD_BITS) / 8;
-	m->base = reserve(m->map_len);
-	m->bits = m->base ? reserve(m->bits_len) : NULL;
-	if (!m->bits) {
+	room = MAX(MIN(m->map_len * ROOM_FACTOR, options[0].max), MAX(m->map_len, ROOM_MIN));
+	if (!reserve_both(m, room) && !reserve_both(m, m->map_len)) {
 		int rc = -errno;
 
 		mem_close(l);
@@ -312,7 +339,7 @@ static CO_FN int mem_zero(struct chan *c, struct ext e, unsigned fl)
 	uint64_t end = e.off + e.len;
 	uint64_t from = align_up(e.off, page);
 	/* What lies behind the end of the disk in its last page is nobody's. */
-	uint64_t to = end == m->size ? m->map_len : align_down(end, page);
+	uint64_t to = end == m->size ? align_up(end, page) : align_down(end, page);
 
 	if (!(fl & IO_PUNCH)) {
 		if (fl & IO_FAST)
@@ -338,6 +365,31 @@ static CO_FN int mem_trim(struct chan *c, struct ext e, unsigned fl)
 
 static CO_FN int mem_flush(struct chan *c)
 {
+	return 0;
+}
+
+/* Nothing moves, so who holds a loan is not disturbed. What lies behind the end is always zero. */
+static CO_FN int mem_resize(struct chan *c, uint64_t size, enum resize_phase phase, struct err *err)
+{
+	struct mem *m = c->layer->self;
+	const uint64_t page = UINT64_C(1) << m->shift;
+	char text[32];
+
+	format_size(m->room, text, sizeof(text));
+	if (phase == RESIZE_BEFORE && size > m->room)
+		return err_set(err, -EFBIG, "layer mem: it can grow to %s, not further", text);
+	if (phase != RESIZE_NOW)
+		return 0;
+	if (size < m->size) {
+		zero_edge(m, size, MIN(align_up(size, page), m->size));
+		release(m, align_up(size, page) >> m->shift, m->map_len >> m->shift);
+	} else if (mprotect(m->base, align_up(size, page), PROT_READ | PROT_WRITE)) {
+		return err_set(err, -errno, "layer mem: no memory for that size: %s", err_name(errno));
+	}
+	/* Once it was given out it stays readable: a late loan may still be on its way to a socket. */
+	m->map_len = MAX(m->map_len, align_up(size, page));
+	m->size = size;
+	c->layer->size = size;
 	return 0;
 }
 
@@ -385,4 +437,5 @@ const struct layer_ops mem_layer = {
 	.flush = mem_flush,
 	.map = mem_map,
 	.lend = mem_lend,
+	.resize = mem_resize,
 };

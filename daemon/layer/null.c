@@ -67,6 +67,13 @@ static CO_FN int null_map(struct chan *c, struct ext e, struct extmap *m)
 	return 0;
 }
 
+static CO_FN int null_resize(struct chan *c, uint64_t size, enum resize_phase phase, struct err *err)
+{
+	if (phase == RESIZE_NOW)
+		c->layer->size = size;
+	return 0;
+}
+
 static int null_lend(struct chan *c, struct ext e, struct loan *loan)
 {
 	if (e.len > sizeof(zeroes))
@@ -89,4 +96,5 @@ const struct layer_ops null_layer = {
 	.flush = null_flush,
 	.map = null_map,
 	.lend = null_lend,
+	.resize = null_resize,
 };

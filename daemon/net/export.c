@@ -111,7 +111,7 @@ int export_check_name(const char *name, struct err *err)
  * For people who list the server: size and layers ("10GiB, raw:file"). No targets: where data lies is
  * nothing that every client should read.
  */
-static char *describe(const struct spec *spec, uint64_t size)
+char *export_describe(const struct spec *spec, uint64_t size)
 {
 	char text[256], bytes[32];
 	size_t n;
@@ -172,7 +172,7 @@ static int set_offer(struct export *e, bool read_only, struct err *err)
 	e->pref_block = MIN(e->pref_block, (uint32_t)NBD_MAX_PAYLOAD);
 	e->max_payload = NBD_MAX_PAYLOAD;
 
-	e->description = describe(e->spec, e->size);
+	e->description = export_describe(e->spec, e->size);
 	e->stats = aligned_alloc(STATS_ALIGN, align_up(stats_len, STATS_ALIGN));
 	if (!e->description || !e->stats)
 		return err_set(err, -ENOMEM, "out of memory");

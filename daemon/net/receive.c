@@ -252,6 +252,8 @@ static void discard(struct conn *c)
 
 static void parse(struct conn *c)
 {
+	/* The volume may have another size by now; request_fiber looks again. */
+	c->limits.size = atomic_load_explicit(&c->s.export->size, memory_order_relaxed);
 	while (!c->is_ending && !c->is_broken) {
 		if (c->partial != NULL) {
 			finish_partial(c);

@@ -10,6 +10,7 @@
 
 #include "net/conn_int.h"
 #include "nbdrs/buf.h"
+#include "nbdrs/counter.h"
 #include "nbdrs/log.h"
 
 enum {
@@ -180,16 +181,32 @@ static void log_failure(const struct request *r, int rc)
 		  err_name(rc), suppressed);
 }
 
+/* Also what was found right under an earlier size, and then had to wait for a resize. */
+static bool is_behind_end(const struct request *r, const struct export *e)
+{
+	return unlikely(r->nbd.off + r->nbd.len > atomic_load_explicit(&e->size, memory_order_relaxed));
+}
+
+/* As nbd_request_check. */
+static int behind_end(const struct request *r)
+{
+	return r->nbd.type == NBD_CMD_WRITE || r->nbd.type == NBD_CMD_WRITE_ZEROES ? -ENOSPC : -EINVAL;
+}
+
 static CO_FN void request_fiber(void *arg)
 {
 	struct request *r = arg;
+	struct export *e = r->conn->s.export;
+	struct export_stats *stats = &e->stats[reactor_index(reactor_self())];
 	struct extmap map = { 0 };
 	struct chan *chan;
 	int rc;
 
-	chan = chain_chan(r->conn->s.export->chain, &rc);
+	counter_add(&stats->entered, 1);
+	chan = chain_chan(e->chain, &rc);
 	if (chan != NULL)
-		rc = do_command(r, chan, &map);
+		rc = is_behind_end(r, e) ? behind_end(r) : do_command(r, chan, &map);
+	counter_add(&stats->left, 1);
 	if (unlikely(rc != 0)) {
 		log_failure(r, rc);
 		r->error = nbd_error_for(&r->nbd, rc);
@@ -219,11 +236,16 @@ static bool try_lend(struct request *r)
 	return true;
 }
 
+static bool is_paused(const struct conn *c)
+{
+	return unlikely(atomic_load_explicit(&c->s.export->is_paused, memory_order_relaxed));
+}
+
 static void start_fiber(struct request *r)
 {
 	struct conn *c = r->conn;
 
-	if (co_spawn(request_fiber, r) == 0)
+	if (!is_paused(c) && co_spawn(request_fiber, r) == 0)
 		return;
 	list_add(&c->stalled, &r->node);
 	if (c->retry.slot == 0)
@@ -232,7 +254,7 @@ static void start_fiber(struct request *r)
 
 void request_dispatch(struct request *r)
 {
-	if (r->nbd.type == NBD_CMD_READ && try_lend(r)) {
+	if (r->nbd.type == NBD_CMD_READ && !is_paused(r->conn) && try_lend(r)) {
 		reply_queue(r);
 		return;
 	}

@@ -20,6 +20,8 @@
  *                packet, in transmission phase. The daemon keeps no copy of them.
  *   attached  {attach_id, device} -> ok. Tells the daemon which device it became, for status.
  *   detached  {device} -> ok.
+ *   resize    {export, size (bytes), shrink} -> size. The volume, and what new clients see; not the
+ *                kernel's devices. Without "shrink": true a smaller size is refused.
  *
  * The daemon checks SO_PEERCRED: root, the daemon's own user, or members of the configured group.
  */

@@ -24,13 +24,17 @@ struct export_stats {
 	_Atomic uint64_t bytes[EXPORT_CMDS];
 	_Atomic uint64_t errors[EXPORT_CMDS];
 	struct hist latency[EXPORT_HISTS];
+	/* Requests that went into the chain, and came out of it. */
+	_Atomic uint64_t entered, left;
 };
 
 struct export {
 	char *name, *description;
 	struct spec *spec;
 	struct chain *chain;
-	uint64_t size;	     /* bytes */
+	_Atomic uint64_t size; /* bytes; changes while it is paused */
+	/* Requests wait outside of the chain. A reactor that has run a fiber since it was set has seen it. */
+	_Atomic bool is_paused;
 	uint16_t tflags;     /* enum nbd_tflag; without CAN_MULTI when the chain can't */
 	uint32_t min_block, pref_block, max_payload;
 	char *backend_id;    /* "nbdrs.<percent-encoded name>", for the kernel's BACKEND_IDENTIFIER */
@@ -57,6 +61,16 @@ struct export *export_find(const char *name);
 /* The same for a name of `len` bytes that may hold anything, zero bytes too. */
 struct export *export_find_n(const char *name, size_t len);
 struct export *export_first(void);
+
+/*
+ * Gives the export's volume `size` bytes, while it is served: requests wait for a moment, and those behind a new end are
+ * refused from then on. On reactor 0. What is smaller than now needs `may_shrink`. 0 also when it has that size already.
+ * -EINVAL, -EROFS; -EBUSY: another resize is under way, or requests in flight did not end in time (the store is away);
+ * -EOPNOTSUPP, -EFBIG, or what the store says: see ch_resize.
+ */
+CO_FN int export_resize(struct export *e, uint64_t size, bool may_shrink, struct err *err);
+/* "10GiB, raw:file"; malloced. */
+char *export_describe(const struct spec *spec, uint64_t size);
 
 /* Transmission flags from the capabilities of the chain. Pure. */
 uint16_t export_tflags(unsigned caps, bool read_only);

@@ -137,6 +137,16 @@ struct loan {
 struct layer;
 struct chan;
 
+/*
+ * A resize has three parts, the chain's requests being served in all but the middle one. Each may fail, and the size
+ * is what it was before then, except after the last: that one's failure leaves something to be cleared away.
+ */
+enum resize_phase {
+	RESIZE_BEFORE, /* checks; does what takes long and may be done at any time */
+	RESIZE_NOW,    /* nothing is in the chain, on any reactor; short */
+	RESIZE_AFTER,  /* clears away */
+};
+
 /* Key and value lines for `nbdrsd info`, and what the control socket shows. */
 struct info {
 	void (*add)(struct info *i, const char *key, const char *value);
@@ -214,6 +224,12 @@ struct layer_ops {
 	CO_FN int (*create)(struct layer *l, const struct obj *obj, uint64_t size, bool force,
 			    struct err *err);
 	CO_FN int (*destroy)(struct layer *l, const struct obj *obj, struct err *err);
+	/*
+	 * Of an open instance: gives the disk another size, above 0 and other than it has; see ch_resize. Sets
+	 * layer->size. A layer that keeps anything by offset forgets what lies between the two sizes and behind them.
+	 * NULL = kid 0 does it.
+	 */
+	CO_FN int (*resize)(struct chan *c, uint64_t size, enum resize_phase phase, struct err *err);
 	CO_FN void (*info)(struct layer *l, struct info *i);
 	/*
 	 * What an operator asks of a running layer (requests by status, dirty bytes, degraded): see
@@ -259,7 +275,8 @@ struct layer {
 	bool is_keyed; /* extents name objects; set by chain_build */
 	bool want_ro;  /* set before open: never write, not even locks for writing */
 
-	uint64_t size;    /* bytes, of the disk; a keyed store says 0 */
+	/* Bytes, of the disk; a keyed store says 0. Changes while nothing is in the chain (RESIZE_NOW). */
+	_Atomic uint64_t size;
 	unsigned caps;    /* enum caps */
 	uint32_t min_io;  /* power of two; requests are padded to it (read-modify-write) */
 	uint32_t pref_io; /* power of two, >= 512 */
@@ -328,6 +345,11 @@ CO_FN int ch_flush(struct chan *c);
 CO_FN int ch_map(struct chan *c, struct ext e, struct extmap *m);
 CO_FN int ch_cache(struct chan *c, struct ext e);
 int ch_lend(struct chan *c, struct ext e, struct loan *loan);
+/*
+ * One phase of a resize, by the layer or by kid 0. -EOPNOTSUPP: this chain cannot; -EROFS; -EINVAL: not that size;
+ * else of the store. Errors name the layer.
+ */
+CO_FN int ch_resize(struct chan *c, uint64_t size, enum resize_phase phase, struct err *err);
 /* Of keyed stores; see layer_ops. */
 CO_FN int ch_stat(struct chan *c, const struct obj *obj, struct obj_stat *st);
 CO_FN int ch_put(struct chan *c, const struct put *p, struct obj_stat *st);

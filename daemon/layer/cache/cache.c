@@ -413,6 +413,22 @@ static CO_FN int cache_del(struct chan *ch, const struct obj *objs, unsigned n)
 	return rc;
 }
 
+/* --- Another size ----------------------------------------------------------------------------- */
+
+/* The last granule of a disk may be short, and what lies behind the end will be zeroes. */
+static CO_FN int cache_resize(struct chan *ch, uint64_t size, enum resize_phase phase, struct err *err)
+{
+	struct cache *c = ch->layer->self;
+	const uint64_t from = MIN(size, (uint64_t)ch->layer->size) >> c->shift;
+	int rc = ch_resize(ch->kids[0], size, phase, err);
+
+	if (rc || phase != RESIZE_NOW)
+		return rc;
+	cache_table_drop_from(c->table, &obj_none, from);
+	ch->layer->size = ch->kids[0]->layer->size;
+	return 0;
+}
+
 /* --- Looking at it ---------------------------------------------------------------------------- */
 
 static void cache_status(struct layer *l, struct info *i)
@@ -447,5 +463,6 @@ const struct layer_ops cache_layer = {
 	.cache = cache_cache,
 	.put = cache_put,
 	.del = cache_del,
+	.resize = cache_resize,
 	.status = cache_status,
 };

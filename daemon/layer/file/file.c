@@ -88,7 +88,7 @@ static int file_lend(struct chan *c, struct ext e, struct loan *loan)
 {
 	struct file_chan *fc = c->self;
 
-	return fc->map ? filemap_lend(fc->map, e.off, e.len, loan) : -ENOTSUP;
+	return fc->map ? filemap_lend(fc->map, c->layer->size, e.off, e.len, loan) : -ENOTSUP;
 }
 
 /* ---- write ---- */
@@ -323,6 +323,19 @@ static CO_FN int file_destroy(struct layer *l, const struct obj *obj, struct err
 	return offload(file_destroy_task, &t);
 }
 
+static CO_FN int file_resize(struct chan *c, uint64_t size, enum resize_phase phase, struct err *err)
+{
+	struct file_task t = { .layer = c->layer, .size = size, .err = err };
+	int rc;
+
+	if (phase == RESIZE_AFTER)
+		return 0;
+	rc = offload(phase == RESIZE_BEFORE ? file_check_resize_task : file_resize_task, &t);
+	if (!rc && phase == RESIZE_NOW)
+		c->layer->size = size;
+	return rc;
+}
+
 static void file_info(struct layer *l, struct info *i)
 {
 	const struct file *f = l->self;
@@ -372,6 +385,7 @@ const struct layer_ops file_layer = {
 	.lend = file_lend,
 	.create = file_create,
 	.destroy = file_destroy,
+	.resize = file_resize,
 	.info = file_info,
 	.backing = file_backing,
 };

@@ -51,6 +51,9 @@ struct file_task {
 int file_open_task(void *task);
 int file_create_task(void *task);
 int file_destroy_task(void *task);
+/* file_resize.c: whether the open file can have t->size bytes; and giving it so many, durably. */
+int file_check_resize_task(void *task);
+int file_resize_task(void *task);
 
 /* TARGET, or TARGET + NAME when it ends in "/". The caller frees *out. */
 int file_path(const struct layer *l, char **out, struct err *err);

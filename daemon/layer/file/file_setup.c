@@ -127,14 +127,16 @@ static bool may_lend(const struct file *f, const struct stat *st)
 static int set_up(struct layer *l, struct file *f, struct err *err)
 {
 	struct stat st;
+	uint64_t size;
 	int rc;
 
 	if (fstat(f->fd, &st) != 0)
 		return err_set(err, -errno, "%s: %s", f->path, strerror(errno));
 	f->is_block = S_ISBLK(st.st_mode);
-	rc = find_size(f, f->fd, &st, &l->size, err);
+	rc = find_size(f, f->fd, &st, &size, err);
 	if (rc != 0)
 		return rc;
+	l->size = size;
 	rc = file_lock(f->fd, LOCK_OFD, f->is_ro, f->path, err);
 	if (rc != 0)
 		return rc;

@@ -43,20 +43,29 @@ struct filemap {
 	struct list windows;
 	unsigned windows_n;
 	uint64_t table_n;
-	struct window *table[]; /* by off / FILEMAP_WINDOW */
+	struct window **table; /* by off / FILEMAP_WINDOW */
 };
+
+static uint64_t windows_of(uint64_t size)
+{
+	return (size + FILEMAP_WINDOW - 1) / FILEMAP_WINDOW;
+}
 
 struct filemap *filemap_new(int fd, uint64_t size)
 {
-	uint64_t n = (size + FILEMAP_WINDOW - 1) / FILEMAP_WINDOW;
-	struct filemap *m = calloc(1, sizeof(*m) + n * sizeof(struct window *));
+	struct filemap *m = calloc(1, sizeof(*m));
 
 	if (m == NULL)
 		return NULL;
 	m->fd = fd;
 	m->size = size;
-	m->table_n = n;
+	m->table_n = windows_of(size);
+	m->table = calloc(m->table_n + 1, sizeof(struct window *));
 	list_init(&m->windows);
+	if (m->table == NULL) {
+		free(m);
+		return NULL;
+	}
 	return m;
 }
 
@@ -75,7 +84,32 @@ void filemap_free(struct filemap *m)
 		return;
 	list_for_each(w, &m->windows, struct window, node)
 		window_free(m, w);
+	free(m->table);
 	free(m);
+}
+
+/*
+ * The file has grown. False: not yet (no memory, or somebody still has a part of the last window, which is too short).
+ * A file that has become smaller needs nothing: what is behind its end is an EFAULT of whoever sends it.
+ */
+static bool grow(struct filemap *m, uint64_t size)
+{
+	const uint64_t n = windows_of(size);
+	struct window *last = m->table_n ? m->table[m->table_n - 1] : NULL;
+	struct window **table;
+
+	if (last != NULL && last->lent > 0)
+		return false;
+	if (last != NULL)
+		window_free(m, last);
+	table = realloc(m->table, (n + 1) * sizeof(struct window *));
+	if (table == NULL)
+		return false;
+	memset(table + m->table_n, 0, (n + 1 - m->table_n) * sizeof(struct window *));
+	m->table = table;
+	m->table_n = n;
+	m->size = size;
+	return true;
 }
 
 static int make_room(struct filemap *m)
@@ -175,7 +209,7 @@ static void give_back(struct loan *loan)
 	w->lent--;
 }
 
-int filemap_lend(struct filemap *m, uint64_t off, uint64_t len, struct loan *loan)
+int filemap_lend(struct filemap *m, uint64_t size, uint64_t off, uint64_t len, struct loan *loan)
 {
 	uint64_t index = off / FILEMAP_WINDOW;
 	uint64_t at = off % FILEMAP_WINDOW;
@@ -184,6 +218,8 @@ int filemap_lend(struct filemap *m, uint64_t off, uint64_t len, struct loan *loa
 
 	if (len == 0 || len > FILEMAP_LEND_MAX || at + len > FILEMAP_WINDOW)
 		return -ENOTSUP;
+	if (unlikely(off + len > m->size) && !grow(m, size))
+		return -EAGAIN;
 	w = m->table[index];
 	if (w == NULL) {
 		rc = window_new(m, index, &w);

@@ -67,6 +67,8 @@ struct readahead {
 	struct pieces pieces;
 	struct streams streams;
 	struct pace pace;
+	unsigned running;      /* fetches planned and not yet done ... */
+	struct co_wq idle;     /* ... woken when there are none */
 	uint64_t sick_until;   /* ns */
 	uint64_t hits, misses; /* reads served from pieces, wholly or in part; all others */
 	uint64_t hit_bytes, fetches, fetched_bytes, failed;
@@ -135,6 +137,7 @@ static CO_FN int readahead_open(struct layer *l, struct err *err)
 			       "layer readahead: option \"request\": %" PRIu64
 			       " must be a power of two, as in 4Mi",
 			       ra->request);
+	co_wq_init(&ra->idle);
 	(void)pthread_mutex_init(&ra->lock, NULL); /* can't fail for a default mutex */
 	rc = streams_init(&ra->streams, (unsigned)ra->streams_max);
 	if (rc == 0)
@@ -205,6 +208,8 @@ static CO_FN void fetch(void *arg)
 	}
 	co_wq_wake_all(&p->done);
 	piece_put(&ra->pieces, p);
+	if (--ra->running == 0)
+		co_wq_wake_all(&ra->idle);
 	pthread_mutex_unlock(&ra->lock);
 }
 
@@ -280,6 +285,7 @@ static struct piece *plan_gaps(struct chan *c, uint64_t at, uint64_t must, uint6
 		p = piece_new(t, at, to, now);
 		if (!p)
 			break;
+		ra->running++;
 		*tail = p;
 		tail = &p->next;
 		at = to;
@@ -480,6 +486,30 @@ static CO_FN int readahead_trim(struct chan *c, struct ext e, unsigned fl)
 	return rc;
 }
 
+/* --- Another size ----------------------------------------------------------------------------- */
+
+/*
+ * Fetches are nobody's requests: they are waited for, so that nothing below is in use, and forgotten. No new ones come,
+ * as nobody reads.
+ */
+static CO_FN int readahead_resize(struct chan *c, uint64_t size, enum resize_phase phase, struct err *err)
+{
+	struct readahead *ra = c->layer->self;
+	int rc;
+
+	if (phase == RESIZE_NOW) {
+		pthread_mutex_lock(&ra->lock);
+		while (ra->running)
+			co_wq_wait(&ra->idle, &ra->lock);
+		pieces_cut(&ra->pieces, 0, UINT64_MAX);
+		pthread_mutex_unlock(&ra->lock);
+	}
+	rc = ch_resize(c->kids[0], size, phase, err);
+	if (!rc && phase == RESIZE_NOW)
+		c->layer->size = c->kids[0]->layer->size;
+	return rc;
+}
+
 /* --- Looking at it ---------------------------------------------------------------------------- */
 
 static void readahead_status(struct layer *l, struct info *i)
@@ -517,5 +547,6 @@ const struct layer_ops readahead_layer = {
 	.zero = readahead_zero,
 	.trim = readahead_trim,
 	.cache = readahead_cache,
+	.resize = readahead_resize,
 	.status = readahead_status,
 };

@@ -519,6 +519,7 @@ const struct layer_ops sharded_layer = {
 	.lend = sharded_lend,
 	.create = sharded_create,
 	.destroy = sharded_destroy,
+	.resize = sharded_resize,
 	.info = sharded_info,
 	.status = sharded_status,
 };

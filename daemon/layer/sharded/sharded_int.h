@@ -100,6 +100,15 @@ CO_FN int sharded_read_size(struct layer *l, struct chan *store, uint64_t *size,
 int sharded_check_size(const struct layer *l, uint64_t size, uint64_t shard_size, struct err *err);
 int sharded_check_agrees(const struct layer *l, uint64_t shard_size, struct err *err);
 
+/* Writes one of the numbers, durably. */
+CO_FN int sharded_write_number(struct layer *l, struct chan *store, const char *name, uint64_t value,
+			       enum put_cond cond, struct err *err);
+/* Deletes the blocks from number `from` on. */
+CO_FN int sharded_delete_from(struct layer *l, struct chan *store, uint64_t from, struct err *err);
+/* Zeroes what the shard in which a disk of `size` bytes ends holds behind that end. */
+CO_FN int sharded_zero_tail(struct layer *l, struct chan *store, uint64_t size, uint64_t shard_size,
+			    struct err *err);
+
 /* The store's chain for messages, secrets masked; malloced, NULL when out of memory. */
 char *sharded_store_text(const struct layer *l);
 
@@ -107,5 +116,6 @@ char *sharded_store_text(const struct layer *l);
 CO_FN int sharded_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
 			 struct err *err);
 CO_FN int sharded_destroy(struct layer *l, const struct obj *obj, struct err *err);
+CO_FN int sharded_resize(struct chan *c, uint64_t size, enum resize_phase phase, struct err *err);
 
 #endif

@@ -23,7 +23,7 @@
 /* Deleted by one request. */
 enum { DELETE_MAX = 1000 };
 
-static CO_FN int write_number(struct layer *l, struct chan *store, const char *name, uint64_t value,
+int sharded_write_number(struct layer *l, struct chan *store, const char *name, uint64_t value,
 			      enum put_cond cond, struct err *err)
 {
 	char text[24];
@@ -87,7 +87,7 @@ static CO_FN int delete_blocks(struct layer *l, struct chan *store, const uint64
 }
 
 /* Deletes the blocks from number `from` on. */
-static CO_FN int delete_from(struct layer *l, struct chan *store, uint64_t from, struct err *err)
+int sharded_delete_from(struct layer *l, struct chan *store, uint64_t from, struct err *err)
 {
 	struct shard_list list = { .shards = from, .has_behind = true };
 	int rc = sharded_list(l, store, &list, err);
@@ -164,7 +164,7 @@ static CO_FN int check_writable(struct layer *l, struct err *err)
 /* --- Making ----------------------------------------------------------------------------------- */
 
 /* Behind `size` the last shard is zeroed, in case the disk grows again. */
-static CO_FN int zero_tail(struct layer *l, struct chan *store, uint64_t size, uint64_t shard_size,
+int sharded_zero_tail(struct layer *l, struct chan *store, uint64_t size, uint64_t shard_size,
 			   struct err *err)
 {
 	const uint64_t n = size / shard_size, keep = size % shard_size;
@@ -208,15 +208,15 @@ static CO_FN int resize(struct layer *l, struct chan *store, const struct volume
 	int rc;
 
 	if (size < v->size) {
-		rc = write_number(l, store, SIZE_NAME, size, PUT_ALWAYS, err);
+		rc = sharded_write_number(l, store, SIZE_NAME, size, PUT_ALWAYS, err);
 		if (!rc)
-			rc = delete_from(l, store, shards, err);
-		return rc ? rc : zero_tail(l, store, size, v->shard_size, err);
+			rc = sharded_delete_from(l, store, shards, err);
+		return rc ? rc : sharded_zero_tail(l, store, size, v->shard_size, err);
 	}
-	rc = delete_from(l, store, v->shards, err);
+	rc = sharded_delete_from(l, store, v->shards, err);
 	if (!rc)
-		rc = zero_tail(l, store, v->size, v->shard_size, err);
-	return rc ? rc : write_number(l, store, SIZE_NAME, size, PUT_ALWAYS, err);
+		rc = sharded_zero_tail(l, store, v->size, v->shard_size, err);
+	return rc ? rc : sharded_write_number(l, store, SIZE_NAME, size, PUT_ALWAYS, err);
 }
 
 /* There is a volume already. */
@@ -267,14 +267,14 @@ static CO_FN int create_new(struct layer *l, struct chan *store, uint64_t size, 
 			where, list.behind_n);
 	}
 	if (list.behind_n)
-		rc = delete_from(l, store, 0, err);
+		rc = sharded_delete_from(l, store, 0, err);
 	if (!rc && shard_size == SHARD_SIZE_DEFAULT)
 		rc = delete_number(l, store, SHARD_SIZE_NAME, err);
 	else if (!rc)
-		rc = write_number(l, store, SHARD_SIZE_NAME, shard_size, PUT_ALWAYS, err);
+		rc = sharded_write_number(l, store, SHARD_SIZE_NAME, shard_size, PUT_ALWAYS, err);
 	if (rc)
 		return rc;
-	rc = write_number(l, store, SIZE_NAME, size, PUT_IF_ABSENT, err);
+	rc = sharded_write_number(l, store, SIZE_NAME, size, PUT_IF_ABSENT, err);
 	/* It may have been us: a put whose answer was lost is sent again. */
 	if (rc == -EEXIST && sharded_read_number(l, store, SIZE_NAME, &there, NULL) == 0 &&
 	    there == size)
@@ -331,7 +331,7 @@ static CO_FN int destroy_in(struct layer *l, struct chan *store, struct err *err
 		rc = sharded_check_agrees(l, shard_size, err);
 	if (rc && rc != -ENOENT)
 		return rc;
-	rc = delete_from(l, store, 0, err);
+	rc = sharded_delete_from(l, store, 0, err);
 	if (!rc)
 		rc = delete_number(l, store, SHARD_SIZE_NAME, err);
 	return rc ? rc : delete_number(l, store, SIZE_NAME, err);
