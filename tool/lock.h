@@ -8,7 +8,7 @@
 
 #include "nbdrs/err.h"
 
-/* Waits for it, a minute at most. *out is the caller's to close. -EACCES: not root; -ETIMEDOUT; -EINTR after a signal. */
+/* Waits for it, a minute at most. *out is the caller's to close. -EACCES: not root; -ETIMEDOUT; -EINTR: a signal. */
 int lock_take(int *out, struct err *err);
 
 #endif

@@ -194,7 +194,7 @@ static int shrink(struct ctl_client *c, const struct resize *r, const struct pla
 
 	if (!rc)
 		rc = resize_volume(c, r, err);
-	/* Refused: the devices are what they were. Lost on the way: it may have been done, and they must not reach behind. */
+	/* Refused: the devices are what they were. No answer: it may have been done, and they must not reach behind. */
 	if (rc && ctl_was_answered(c))
 		for (unsigned i = 0; i < r->devices_n; i++)
 			if (set_device(&p->d[i], p->d[i].size, &ignored))
@@ -242,9 +242,11 @@ void resize_print(const struct resize *r, bool json)
 		_cleanup_json_ json_t *devices = json_array(), *all = NULL;
 
 		for (unsigned i = 0; devices && i < r->devices_n; i++)
-			(void)json_array_append_new(devices, json_sprintf("/dev/nbd%u", r->index[i])); /* NULL: said below */
-		all = json_pack("{s:s, s:I, s:O}", "export", r->export, "size", (json_int_t)r->size, "devices", devices);
-		(void)json_dumpf(all, stdout, JSON_INDENT(2)); /* out of memory prints nothing */
+			(void)json_array_append_new(devices, json_sprintf("/dev/nbd%u", r->index[i]));
+		all = json_pack("{s:s, s:I, s:O}", "export", r->export, "size", (json_int_t)r->size,
+				"devices", devices);
+		/* When memory is out anywhere here, nothing is printed. */
+		(void)json_dumpf(all, stdout, JSON_INDENT(2));
 		(void)puts("");
 		return;
 	}

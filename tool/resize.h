@@ -28,8 +28,8 @@ struct resize {
 };
 
 /*
- * -EPERM: devices need root; -EBUSY: a connection of a device is dead, or another resize runs; -ETIMEDOUT: the kernel or
- * the daemon does not answer; else as the daemon says. `err` says how far it came when it is not where it began.
+ * -EPERM: devices need root; -EBUSY: a connection of a device is dead, or another resize runs; -ETIMEDOUT: the kernel
+ * or the daemon does not answer; else as the daemon says. `err` says how far it came when it is not where it began.
  */
 int resize_run(struct ctl_client *c, struct resize *r, struct err *err);
 

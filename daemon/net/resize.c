@@ -115,8 +115,8 @@ static CO_FN int resize(struct export *e, uint64_t size, struct err *err)
 	log_info("resized export=%s bytes=%" PRIu64 " was=%" PRIu64 " paused_us=%" PRIu64, e->name, size, was,
 		 paused / 1000);
 	if (ch_resize(c, size, RESIZE_AFTER, err))
-		log_warn("after a resize something is left behind the end; the next one removes it export=%s error=\"%s\"",
-			 e->name, err->msg);
+		log_warn("after a resize something is left behind the end, for the next one to remove export=%s "
+			 "error=\"%s\"", e->name, err->msg);
 	log_debug("resize took ms=%" PRIu64, (now_ns() - begun) / MS);
 	return 0;
 }

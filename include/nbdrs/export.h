@@ -63,8 +63,8 @@ struct export *export_find_n(const char *name, size_t len);
 struct export *export_first(void);
 
 /*
- * Gives the export's volume `size` bytes, while it is served: requests wait for a moment, and those behind a new end are
- * refused from then on. On reactor 0. What is smaller than now needs `may_shrink`. 0 also when it has that size already.
+ * Gives the export's volume `size` bytes, while it is served: requests wait for a moment, and those behind a new end
+ * are refused from then on. On reactor 0. What is smaller than now needs `may_shrink`. 0 also when it has that size.
  * -EINVAL, -EROFS; -EBUSY: another resize is under way, or requests in flight did not end in time (the store is away);
  * -EOPNOTSUPP, -EFBIG, or what the store says: see ch_resize.
  */

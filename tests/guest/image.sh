@@ -34,12 +34,12 @@ grep: grep
 mawk: awk
 sed: sed
 tar: tar
-procps: ps sysctl
+procps: pgrep pkill ps sysctl
 util-linux: blkdiscard blkid blockdev dmesg fallocate findmnt flock fsck fstrim losetup lsblk mkswap mountpoint
 	partx setpriv setsid swapoff swapon taskset wipefs
 mount: mount umount
 fdisk: sfdisk
-e2fsprogs: debugfs dumpe2fs e2fsck fsck.ext4 mke2fs mkfs.ext4 tune2fs
+e2fsprogs: debugfs dumpe2fs e2fsck fsck.ext4 mke2fs mkfs.ext4 resize2fs tune2fs
 kmod: kmod modprobe rmmod lsmod
 udev: udevadm
 dmsetup: dmsetup

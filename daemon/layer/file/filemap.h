@@ -29,8 +29,8 @@ struct filemap *filemap_new(int fd, uint64_t size);
 void filemap_free(struct filemap *m);
 
 /*
- * Lends [off, off + len) of a file that has `size` bytes by now. -EAGAIN: not all in memory, or too many windows in use; -ENOTSUP: longer than
- * FILEMAP_LEND_MAX or across windows; -ENOMEM: no address space. Never suspends.
+ * Lends [off, off + len) of a file that has `size` bytes by now. -EAGAIN: not all in memory, or too many windows in
+ * use; -ENOTSUP: longer than FILEMAP_LEND_MAX or across windows; -ENOMEM: no address space. Never suspends.
  */
 int filemap_lend(struct filemap *m, uint64_t size, uint64_t off, uint64_t len, struct loan *loan);
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * A volume of layer `sharded` gets another size while it is served. The order is that of sharded_make.c: `size` is
- * written last when it grows and first when it shrinks, so that whatever is cut off leaves nothing of an earlier, larger
- * disk to be read.
+ * written last when it grows and first when it shrinks, so that nothing of an earlier, larger disk can ever be read,
+ * wherever it is cut off.
  *
  *	before	grow: what lies behind the end, of a shrink that was cut off, is deleted: nobody reads there
- *	now	everything unsaved is saved; grow: what the last shard holds behind the end is zeroed; `size` is written;
- *		the map of known shards gets its new length
+ *	now	everything unsaved is saved; grow: what the last shard holds behind the end is zeroed; `size` is
+ *		written; the map of known shards gets its new length
  *	after	shrink: the shards behind the new end are deleted
  */
 #include <errno.h>
