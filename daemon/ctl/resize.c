@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
-/* `resize` of the control socket: the volume, and what clients see of it. The kernel's devices are the caller's part. */
+/* `resize` of the control socket: the volume, and what clients see of it. Kernel devices are the caller's part. */
 #include "ctl/ctl_int.h"
 
 #include <errno.h>
