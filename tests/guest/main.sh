@@ -65,9 +65,11 @@ for t in $TESTS; do
 	f=${t%@*}
 	engine=${t#*@}
 	export NBDRSD_FLAGS=
+	full=
 	[[ $engine == auto ]] || NBDRSD_FLAGS=--io-engine=$engine
 	seconds=$(sed -n 's/^# deadline: //p' "/run/guest/$f")
-	seconds=$((${seconds:-60} * SLOW))
+	[[ -z ${NBDRS_FULL:-} ]] || full=$(sed -n 's/^# deadline full: //p' "/run/guest/$f")
+	seconds=$((${full:-${seconds:-60}} * SLOW))
 	echo "@@ begin $t $seconds"
 	dmesg -C
 	echo 0 >/run/reported

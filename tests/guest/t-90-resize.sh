@@ -4,6 +4,7 @@
 # nbdrsctl resize: the volume and its live device, under a mounted file system and under load; refused where it would
 # hang or cut; done again after it was interrupted between the two.
 # deadline: 150
+# deadline full: 900
 # takes: 30
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
@@ -49,7 +50,7 @@ check "all is there" [ "$(sha256sum </mnt/before)" = "$sum" ]
 bounded 30 umount /mnt
 
 # Under load, checked by fio.
-rounds=${FULL:+50}
+rounds=${NBDRS_FULL:+50}
 rounds=${rounds:-8}
 must "attach two more" attached -C 4 shards /dev/nbd2
 must "attach two more, the other" attached disk1 /dev/nbd3

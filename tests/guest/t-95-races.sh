@@ -4,12 +4,13 @@
 # Many at once: attach and mount on 8 devices in parallel, each mount at the moment at which attach returns; partitions
 # looked for while the size changes; detach against mount; loading of the module against attach.
 # deadline: 240
+# deadline full: 2400
 # takes: 45
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 
 devices=8
-rounds=${FULL:+64}
+rounds=${NBDRS_FULL:+64}
 rounds=${rounds:-3}
 modprobe -r nbd
 modprobe nbd nbds_max=$devices max_part=8
