@@ -236,9 +236,13 @@ static bool try_lend(struct request *r)
 	return true;
 }
 
+/*
+ * Acquire: who sees the end of a pause also sees what the chain's layers changed in it. Between drain_here() on this
+ * reactor and that end nothing else than "paused" can be seen.
+ */
 static bool is_paused(const struct conn *c)
 {
-	return unlikely(atomic_load_explicit(&c->s.export->is_paused, memory_order_relaxed));
+	return unlikely(atomic_load_explicit(&c->s.export->is_paused, memory_order_acquire));
 }
 
 static void start_fiber(struct request *r)
