@@ -32,7 +32,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check(f.lines[i].number > last && f.lines[i].words_n > 0);
 		last = f.lines[i].number;
 		for (unsigned w = 0; w < f.lines[i].words_n; w++)
-			check(!strchr(f.lines[i].words[w], '\n') && strlen(f.lines[i].words[w]) < size);
+			check(!strchr(f.lines[i].words[w], '\n') && strlen(f.lines[i].words[w]) <= size);
 	}
 	if (autoattach_check(&f, &err))
 		check(strncmp(err.msg, "f:", 2) == 0);
