@@ -83,6 +83,20 @@ int volume_parse(const struct volume_arg *v, bool read_only, struct spec **spec,
  */
 void process_prepare(void);
 
+/* Whether the process has a capability (capabilities(7)), effective. */
+bool process_has_cap(int cap);
+
+/*
+ * Runs `nbdrs-attach --watch` for the control socket `path` beside us, which gives kernel devices new
+ * connections; started anew should it die. Once, any thread; where it can't be had the log says what follows
+ * from that. Nothing happens without CAP_SYS_ADMIN: then it is somebody else's task.
+ */
+void watcher_start(const char *path);
+/* Whether the kernel has a device that was attached to some nbdrsd: one before this, perhaps. Reads sysfs. */
+bool watcher_has_devices(void);
+/* Ends it, if it was started. */
+void watcher_stop(void);
+
 /* Tells the service manager (sd_notify(3)); nothing happens without one. Newline-separated assignments. */
 void notify_manager(const char *state);
 

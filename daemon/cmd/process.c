@@ -27,15 +27,21 @@ static void become_io_flusher(void)
 			 err_name(errno));
 }
 
-/* With CAP_IPC_LOCK the limit does not count. */
-static bool is_lock_unlimited(void)
+bool process_has_cap(int cap)
 {
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3] = { 0 };
+
+	return syscall(SYS_capget, &head, caps) == 0 &&
+	       caps[CAP_TO_INDEX(cap)].effective & CAP_TO_MASK(cap);
+}
+
+/* With CAP_IPC_LOCK the limit does not count. */
+static bool is_lock_unlimited(void)
+{
 	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
 
-	if (syscall(SYS_capget, &head, caps) == 0 &&
-	    caps[CAP_TO_INDEX(CAP_IPC_LOCK)].effective & CAP_TO_MASK(CAP_IPC_LOCK))
+	if (process_has_cap(CAP_IPC_LOCK))
 		return true;
 	(void)setrlimit(RLIMIT_MEMLOCK, &limit); /* needs CAP_SYS_RESOURCE; looked at next */
 	return getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY;

@@ -113,6 +113,14 @@ static CO_FN void close_all(struct serve *s)
 	}
 }
 
+static const char *watched_control; /* for the hook, which has no argument */
+
+static void device_attached(void)
+{
+	if (watcher_has_devices())
+		watcher_start(watched_control);
+}
+
 static CO_FN int start_run(void *arg)
 {
 	struct serve *s = arg;
@@ -246,8 +254,11 @@ static int serve_on_reactors(struct serve *s)
 	(void)snprintf(text, sizeof(text), "READY=1\nSTATUS=serving %u export%s", s->a->volumes_n,
 		       s->a->volumes_n == 1 ? "" : "s");
 	notify_manager(text);
+	if (s->has_control && watcher_has_devices())
+		watcher_start(s->a->control);
 	wait_for_stop(s);
 
+	watcher_stop(); /* or it would try to mend what we are about to end */
 	notify_manager("STOPPING=1\nSTATUS=waiting for requests in flight");
 	(void)run_on_reactor(s, stop_run); /* what can fail is in has_flush_failed */
 	log_info("stopped");
@@ -274,6 +285,8 @@ static int serve(struct serve *s)
 		return CMD_FAILED;
 	}
 	process_prepare();
+	watched_control = s->a->control;
+	ctl_attached_hook = device_attached;
 	rc = reactors_start(&s->a->reactor, &s->err);
 	if (rc) {
 		cmd_complain("%s", s->err.msg);

@@ -45,7 +45,8 @@ static void conn_seen(void *arg, const struct conn_view *v)
 				.requests = v->requests,
 				.in_flight = v->in_flight,
 				.export = export_find(v->export_name),
-				.is_kernel = v->is_kernel };
+				.is_kernel = v->is_kernel,
+				.is_cut = v->is_cut };
 	(void)snprintf(c->peer, sizeof(c->peer), "%s", v->peer); /* cut off is fine for a display */
 }
 

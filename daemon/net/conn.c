@@ -304,6 +304,14 @@ bool conn_try_close(struct conn *c)
 	return true;
 }
 
+/* Looks at the socket itself: what the connection knows may be a turn old. */
+static bool is_cut(const struct conn *c)
+{
+	struct pollfd p = { .fd = c->fd };
+
+	return c->is_ending || c->is_broken || (poll(&p, 1, 0) == 1 && p.revents & (POLLHUP | POLLERR));
+}
+
 void conns_each(void (*fn)(void *arg, const struct conn_view *v), void *arg)
 {
 	list_for_each(c, &conn_set_self()->conns, struct conn, node) {
@@ -314,6 +322,7 @@ void conns_each(void (*fn)(void *arg, const struct conn_view *v), void *arg)
 			.requests = c->requests,
 			.in_flight = c->in_flight,
 			.is_kernel = c->s.is_kernel,
+			.is_cut = c->s.is_kernel && is_cut(c),
 		};
 
 		fn(arg, &v);

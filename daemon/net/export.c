@@ -260,6 +260,14 @@ struct export *export_find(const char *name)
 	return export_find_n(name, strlen(name));
 }
 
+struct export *export_find_backend(const char *backend_id)
+{
+	for (struct export *e = exports; e; e = e->next)
+		if (strcmp(e->backend_id, backend_id) == 0)
+			return e;
+	return NULL;
+}
+
 struct export *export_first(void)
 {
 	return exports;

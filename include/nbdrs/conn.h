@@ -34,6 +34,7 @@ struct conn_view {
 	const char *export_name, *peer;
 	uint64_t requests, in_flight;
 	bool is_kernel;
+	bool is_cut; /* kernel connections: the kernel has let go of its end, or we of ours */
 };
 
 /* Calls fn for the connections of this reactor. */

@@ -18,8 +18,14 @@
  *                min_block, pref_block, backend_id, backing [PATH...] (local files or block devices
  *                behind it), attach_id (number); with `connections` sockets by SCM_RIGHTS in the same
  *                packet, in transmission phase. The daemon keeps no copy of them.
+ *             For a device that lost connections: {backend_id, device, size, connections, read_only}. The
+ *             sockets join those that the device has. ENOENT: nothing with that identifier is served;
+ *             ESTALE: its size is another one; EBUSY: requests of lost connections are still in flight, and
+ *             must not be overtaken by what is sent again: ask again soon.
  *   attached  {attach_id, device} -> ok. Tells the daemon which device it became, for status.
  *   detached  {device} -> ok.
+ *   device    {backend_id, device} -> export, size, alive: how many connections of that device work.
+ *             ENOENT: nothing with that identifier is served.
  *
  * The daemon checks SO_PEERCRED: root, the daemon's own user, or members of the configured group.
  */
@@ -38,6 +44,9 @@ enum { CTL_VERSION = 1, CTL_MAX_PACKET = 128 * 1024, CTL_MAX_FDS = 64 };
  * and serves in fibers of reactor 0. A live socket of another daemon is -EADDRINUSE, a stale one is replaced.
  */
 CO_FN int ctl_start(const char *path, const char *group, struct err *err);
+/* Runs on reactor 0 when a tool said that a device was attached; NULL = nothing. Set before ctl_start. */
+extern void (*ctl_attached_hook)(void);
+
 /* Stops, closes, removes the socket file. */
 CO_FN void ctl_stop(void);
 

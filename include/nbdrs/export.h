@@ -52,6 +52,8 @@ CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct
 /* Closes (flush included) and frees all. The first error of a flush. */
 CO_FN int exports_close(void);
 
+/* The export with that backend identifier, NULL = none. */
+struct export *export_find_backend(const char *backend_id);
 /* "" = the default export: the first one. NULL = unknown. */
 struct export *export_find(const char *name);
 /* The same for a name of `len` bytes that may hold anything, zero bytes too. */
