@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <linux/capability.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -34,6 +35,30 @@ bool process_has_cap(int cap)
 
 	return syscall(SYS_capget, &head, caps) == 0 &&
 	       caps[CAP_TO_INDEX(cap)].effective & CAP_TO_MASK(cap);
+}
+
+extern char **environ;
+
+int process_spawn(const char *program, char *const argv[], const posix_spawn_file_actions_t *files,
+		  pid_t *pid)
+{
+	posix_spawnattr_t attr;
+	sigset_t none, all;
+	int rc = posix_spawnattr_init(&attr);
+
+	if (rc)
+		return -rc;
+	(void)sigemptyset(&none); /* these can't fail */
+	(void)sigfillset(&all);
+	rc = posix_spawnattr_setsigmask(&attr, &none);
+	if (!rc)
+		rc = posix_spawnattr_setsigdefault(&attr, &all);
+	if (!rc)
+		rc = posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+	if (!rc)
+		rc = posix_spawn(pid, program, files, &attr, argv, environ);
+	(void)posix_spawnattr_destroy(&attr); /* can't fail */
+	return -rc;
 }
 
 /* With CAP_IPC_LOCK the limit does not count. */

@@ -13,8 +13,6 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <pthread.h>
-#include <signal.h>
-#include <spawn.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,8 +21,6 @@
 #include <unistd.h>
 
 #include "nbdrs/cleanup.h"
-
-extern char **environ;
 
 enum { PATH_LEN = 4096, PAUSE_S = 1 };
 
@@ -80,30 +76,15 @@ static int spawn_helper(pid_t *pid)
 	static char words[][16] = { "nbdrs-attach", "--watch", "--until-eof", "--control" };
 	char *const argv[] = { words[0], words[1], words[2], words[3], watcher.control, NULL };
 	posix_spawn_file_actions_t files;
-	posix_spawnattr_t attr;
-	sigset_t none, all;
-	int rc;
+	int rc = -posix_spawn_file_actions_init(&files);
 
-	(void)sigemptyset(&none);
-	(void)sigfillset(&all);
-	rc = posix_spawn_file_actions_init(&files);
 	if (rc)
-		return -rc;
-	rc = posix_spawnattr_init(&attr);
-	if (!rc) {
-		rc = posix_spawn_file_actions_adddup2(&files, watcher.pipe[0], STDIN_FILENO);
-		if (!rc)
-			rc = posix_spawnattr_setsigmask(&attr, &none);
-		if (!rc)
-			rc = posix_spawnattr_setsigdefault(&attr, &all);
-		if (!rc)
-			rc = posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-		if (!rc)
-			rc = posix_spawn(pid, watcher.program, &files, &attr, argv, environ);
-		(void)posix_spawnattr_destroy(&attr); /* can't fail */
-	}
-	(void)posix_spawn_file_actions_destroy(&files);
-	return -rc;
+		return rc;
+	rc = -posix_spawn_file_actions_adddup2(&files, watcher.pipe[0], STDIN_FILENO);
+	if (!rc)
+		rc = process_spawn(watcher.program, argv, &files, pid);
+	(void)posix_spawn_file_actions_destroy(&files); /* can't fail */
+	return rc;
 }
 
 static void *watcher_thread(void *arg)

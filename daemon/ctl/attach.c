@@ -25,6 +25,7 @@
 
 #include "nbdrs/conn.h"
 #include "nbdrs/ctl.h"
+#include "nbdrs/handover.h"
 #include "nbdrs/layer.h"
 #include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
@@ -120,6 +121,48 @@ void ctl_devices_free(void)
 {
 	list_for_each(d, &devices, struct device, node)
 		device_free(d);
+}
+
+int ctl_devices_save(struct handover *h)
+{
+	h->next_device = next_id;
+	list_for_each(d, &devices, struct device, node) {
+		struct handover_device *to = handover_add_device(h);
+
+		if (!to)
+			return -ENOMEM;
+		to->id = d->id;
+		to->connections = d->connections;
+		to->uid = d->uid;
+		(void)snprintf(to->name, sizeof(to->name), "%s", d->name); /* fits */
+		to->backend_id = strdup(d->export->backend_id);
+		if (!to->backend_id)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+int ctl_devices_adopt(const struct handover *h)
+{
+	next_id = h->next_device;
+	for (size_t i = 0; i < h->devices_n; i++) {
+		const struct handover_device *from = &h->devices[i];
+		const struct export *e = export_find_backend(from->backend_id);
+		struct device *d = e ? calloc(1, sizeof(*d)) : NULL;
+
+		if (e && !d)
+			return -ENOMEM;
+		if (!d)
+			continue; /* its connections are closed, too */
+		*d = (struct device){ .id = from->id,
+				      .export = e,
+				      .connections = from->connections,
+				      .uid = from->uid };
+		(void)snprintf(d->name, sizeof(d->name), "%s", from->name); /* fits */
+		list_add(&devices, &d->node);
+		devices_n++;
+	}
+	return 0;
 }
 
 json_t *ctl_devices(const struct export *e, const struct ctl_conns *conns)

@@ -88,6 +88,7 @@ CO_FN int ctl_cmd_version(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_status(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_attach(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_attached(struct ctl_peer *p, json_t *req);
+CO_FN int ctl_cmd_upgrade(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_device(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_detached(struct ctl_peer *p, json_t *req);
 

@@ -85,6 +85,8 @@ struct conn {
 	uint64_t discard;	  /* payload to be thrown away ... */
 	struct request *refused;  /* ... before this is answered */
 	uint64_t batch_ns;	  /* when the bytes came */
+	void *left;		  /* received by the nbdrsd before this: taken before the socket's */
+	size_t left_len, left_at;
 	struct list stalled;	  /* no fiber could be had; tried again when one ends */
 
 	/* sending */
@@ -108,6 +110,8 @@ struct conn {
 	bool is_ending;		  /* no more input: finish, answer, close */
 	bool is_broken;		  /* the socket is dead: finish, drop the replies */
 	bool is_draining;	  /* the daemon stops */
+	bool must_look;		  /* `flush` shall receive, for once */
+	bool is_held;		  /* not read until further notice, see conn_handover.c */
 	bool tx_careful;	  /* after EFAULT: one reply per send, to find the one */
 };
 
@@ -115,7 +119,7 @@ struct conn {
 struct conn_set {
 	struct list conns;
 	unsigned busy_n;
-	bool is_draining;
+	bool is_draining, is_held;
 	struct timer busy_timer;
 	struct list free_requests;
 	unsigned free_n;
@@ -126,6 +130,11 @@ struct conn_set *conn_set_self(void);
 
 /* conn.c: closes and frees `c` if it is ending or broken and nothing is left to wait for. True: it is gone. */
 bool conn_try_close(struct conn *c);
+struct handover_conn;
+/* conn.c: frees `c`, which is still (conn_handover.c), and leaves its descriptor open. */
+void conn_forget(struct conn *c);
+/* conn.c: as conn_start, for a connection of the nbdrsd before this. Takes h->fd and h->left when it is 0; -ENOMEM. */
+int conn_adopt(struct handover_conn *h, const struct session *s);
 /* conn.c: a request came: counts the connection as busy. */
 void conn_mark_busy(struct conn *c);
 

@@ -225,6 +225,23 @@ CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct
 	return 0;
 }
 
+CO_FN int exports_flush(void)
+{
+	int first = 0;
+
+	for (struct export *e = exports; e; e = e->next) {
+		int rc = 0;
+		struct chan *chan = chain_chan(e->chain, &rc);
+
+		if (chan)
+			rc = ch_flush(chan);
+		if (rc < 0)
+			log_error("flush failed export=%s error=%s", e->name, err_name(rc));
+		first = first ? first : rc;
+	}
+	return first;
+}
+
 CO_FN int exports_close(void)
 {
 	int first = 0;

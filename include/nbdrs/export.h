@@ -49,6 +49,8 @@ int export_check_name(const char *name, struct err *err);
  * fails. `read_only` serves what could be written read-only; what can't be written is served so anyway.
  */
 CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct err *err);
+/* Flushes all. The first error. */
+CO_FN int exports_flush(void);
 /* Closes (flush included) and frees all. The first error of a flush. */
 CO_FN int exports_close(void);
 

@@ -13,7 +13,7 @@ make_disk /srv/disk0.img 64Mi
 make_disk /srv/disk1.img 32Mi
 serve -e disk0 raw file:/srv/disk0.img
 must "attach with 2 connections" attached -C 2 --timeout 60 --dead-conn-timeout 120 disk0 /dev/nbd1
-mkfs.ext4 -q "$dev"
+mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 "$dev"	# or it writes when the daemon is killed
 mount "$dev" /mnt
 echo before >/mnt/before
 bounded 20 sync -f /mnt

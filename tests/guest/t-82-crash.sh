@@ -19,7 +19,7 @@ crash() {	# CONNECTIONS OPTION...
 	make_disk /srv/disk0.img 64Mi
 	serve -e disk0 raw file:/srv/disk0.img
 	must "attach with $n connections $*" attached -C "$n" "$@" disk0
-	mkfs.ext4 -q "$dev"
+	mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 "$dev"
 	mount "$dev" /mnt
 	must "the load runs" load_start
 	for ((i = 0; i < rounds; i++)); do
