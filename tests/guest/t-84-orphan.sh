@@ -36,6 +36,10 @@ serve -e disk0 raw file:/srv/small.img
 check "orphaned: another image by its name" is "$dev" orphaned
 check "the request still waits" kill -0 $reader
 stop
+serve -e disk0 raw file:/srv/other.img
+check "orphaned: another image by its name, of the same size" is "$dev" orphaned
+check "the request still waits, still" kill -0 $reader
+stop
 
 # A daemon that does not mend, as one without privileges does not; and a service that does.
 setpriv --bounding-set=-sys_admin --inh-caps=-all nbdrsd -e disk0 raw file:/srv/disk0.img --listen none \

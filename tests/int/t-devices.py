@@ -3,8 +3,11 @@
 # suite: timeout=60
 """Devices that lose connections, as the daemon sees them: the kernel's part is played here."""
 
+import os
+import re
 import socket
 import struct
+import subprocess
 
 from nbdrs_test import *
 from ctl_test import Ctl, wait_until
@@ -92,6 +95,60 @@ def another_image_never_gets_the_device():
         assert c.ask("device", backend_id="nbdrs.two", device="/dev/nbd0")["alive"] == 1
         for k in (old, new):
             k.close()
+
+
+def init(*words):
+    subprocess.run([os.path.join(BUILD, "nbdrsd"), "init", "--size", "1Mi", *words], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+def backend_id(*chain):
+    with Daemon([("a disk", *chain)]) as d, Ctl(d.control) as c:
+        return Socks(c, export="a disk").reply["backend_id"]
+
+
+@suite.case
+def volumes_of_one_name_and_size_are_told_apart():
+    folder = temp_dir()
+    for one, two in ((("raw", f"file:{folder}/1.img"), ("raw", f"file:{folder}/2.img")),
+                     (("sharded", f"file:{folder}/1/"), ("sharded", f"cache:file:{folder}/2/"))):
+        init(*one)
+        init(*two)
+        first, second = backend_id(*one), backend_id(*two)
+        for text in (first, second):
+            assert re.fullmatch(r"nbdrs\.a%20disk~[0-9a-f]{16}", text), text
+        assert first != second
+        init(*one)
+        assert backend_id(*one) == first, "a volume that is there already keeps it"
+        with Daemon([("a disk", *two)]) as d, Ctl(d.control) as c:
+            device = {"device": "/dev/nbd0", "size": MIB}
+            c.must_refuse("ENOENT", cmd="attach", backend_id=first, **device)
+            c.must_refuse("ENOENT", cmd="attach", backend_id="nbdrs.a", **device)
+            # Attached before the volume had an identity: the name has to do.
+            for known in ("nbdrs.a%20disk", second):
+                Socks(c, backend_id=known, **device).close()
+    # One that replaces another is another; and what init made, destroy removes.
+    init("--force", *("raw", f"file:{folder}/1.img"))
+    assert backend_id("raw", f"file:{folder}/1.img") not in (first, second)
+    assert os.path.exists(f"{folder}/1/uuid")
+    subprocess.run([os.path.join(BUILD, "nbdrsd"), "destroy", "--force", "sharded", f"file:{folder}/1/"], check=True,
+                   stdout=subprocess.DEVNULL)
+    assert not os.path.exists(f"{folder}/1")
+
+
+@suite.case
+def a_volume_without_an_identity_has_its_name():
+    folder = temp_dir()
+    with open(f"{folder}/x.img", "wb") as f:
+        f.truncate(MIB)
+    init("sharded", f"file:{folder}/v/")
+    os.unlink(f"{folder}/v/uuid")
+    for chain in (("raw", f"file:{folder}/x.img"), ("sharded", f"file:{folder}/v/"), ("raw", "mem[size=1Mi]")):
+        assert backend_id(*chain) == "nbdrs.a%20disk"
+    for text in ("", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdeg"):
+        with open(f"{folder}/v/uuid", "w") as f:
+            f.write(text)
+        assert backend_id("sharded", f"file:{folder}/v/") == "nbdrs.a%20disk", text
 
 
 @suite.case
