@@ -124,6 +124,18 @@ int upgrade_save(const struct handover *h, int *fd, struct err *err);
 int upgrade_exec(const struct handover *h, int file);
 int upgrade_take(struct handover *h, struct err *err);
 
+/*
+ * The service manager keeps descriptors from one process to the next (fdstore.c), where the unit says so by FDSTORE in
+ * the environment (systemd does it by itself from 254 on). fdstore_put: the file of a handover and its connections,
+ * to be taken by the one that is started next, if any is; else they are closed. fdstore_take: 1 = *h is what was
+ * put there, its descriptors ours, 0 = there was nothing, -errno. fdstore_forget: the manager drops its copies,
+ * because of which the kernel would never see that a connection has ended.
+ */
+bool fdstore_is_there(void);
+int fdstore_put(const struct handover *h, int file);
+int fdstore_take(struct handover *h, struct err *err);
+void fdstore_forget(void);
+
 /* Tells the service manager (sd_notify(3)); nothing happens without one. Newline-separated assignments. */
 void notify_manager(const char *state);
 

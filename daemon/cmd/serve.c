@@ -6,8 +6,8 @@
  *	READY -> `upgrade` -> held: nothing is read, what is in flight ends -> flushed -> everything written down ->
  *	closed as below, but no socket -> exec; a failure before "closed" goes back to READY
  *	(a new image that was left something takes it in place of bind, and accepts it before it accepts others)
- *	READY -> SIGTERM or SIGINT -> control socket closed -> listeners closed -> connections drained ->
- *	exports flushed and closed -> exit
+ *	READY -> SIGTERM or SIGINT -> connections of devices are kept, where that can be (fdstore.c) -> control socket
+ *	closed -> listeners closed -> connections drained -> exports flushed and closed -> exit
  *	a second signal, at any time -> exit at once
  *
  * The main thread does nothing but wait for signals; they are blocked in all threads and read from a
@@ -43,6 +43,7 @@ struct serve {
 	struct handover left; /* what another one left to us, or we leave to the next */
 	int left_fd;	      /* the same as a file, -1 = not yet */
 	bool was_left;
+	bool is_kept; /* `left` is for the service manager */
 	struct err err;
 };
 
@@ -145,6 +146,7 @@ static CO_FN int take_over(struct serve *s)
 		return err_set(&s->err, rc, "out of memory");
 	ctl_generation = s->left.generation;
 	log_info("taken over connections=%zu lost=%u generation=%u", n - lost, lost, ctl_generation);
+	fdstore_forget();
 	handover_clear(&s->left);
 	return 0;
 }
@@ -158,7 +160,7 @@ static CO_FN int start_run(void *arg)
 	for (unsigned i = 0; i < s->a->volumes_n && !rc; i++)
 		rc = export_add(s->a->volumes[i].name, TAKE_PTR(s->specs[i]), s->a->read_only, &s->err);
 	if (!rc)
-		rc = s->was_left ? listeners_adopt(&s->left, &s->err) : open_listeners(s->a, &s->err);
+		rc = s->left.listeners_n ? listeners_adopt(&s->left, &s->err) : open_listeners(s->a, &s->err);
 	if (!rc && s->was_left)
 		rc = take_over(s);
 	if (!rc)
@@ -206,7 +208,7 @@ static CO_FN int leave_run(void *arg)
 	if (rc)
 		return err_set(&s->err, rc, "a flush failed (%s)", err_name(rc));
 	listeners_hold();
-	rc = conns_hold(now_ns() + s->a->drain_ns);
+	rc = conns_hold(false, now_ns() + s->a->drain_ns);
 	if (rc)
 		(void)err_set(&s->err, rc, "requests in flight took longer than --drain-timeout");
 	else
@@ -231,9 +233,39 @@ static CO_FN int leave_run(void *arg)
 	return 0;
 }
 
+/*
+ * Where the service manager keeps descriptors: those of kernel devices, for the daemon that it may start next. All
+ * others end as ever. What goes wrong here costs a pause: devices wait for new connections then.
+ */
+static CO_FN void keep_devices(struct serve *s)
+{
+	int rc = conns_hold(true, now_ns() + s->a->drain_ns);
+
+	s->left.generation = ctl_generation + 1;
+	if (!rc)
+		rc = conns_save(&s->left);
+	if (!rc && s->left.conns_n)
+		rc = ctl_devices_save(&s->left);
+	if (!rc && s->left.conns_n)
+		rc = offload(save_file, s);
+	if (!rc && s->left.conns_n) {
+		conns_forget();
+		s->is_kept = true;
+		return;
+	}
+	if (rc)
+		log_warn("connections of devices are not kept for the next nbdrsd error=%s", err_name(rc));
+	handover_clear(&s->left);
+	conns_resume();
+}
+
 static CO_FN int stop_run(void *arg)
 {
-	close_all(arg);
+	struct serve *s = arg;
+
+	if (fdstore_is_there())
+		keep_devices(s);
+	close_all(s);
 	return 0;
 }
 
@@ -421,6 +453,12 @@ static int serve(struct serve *s)
 	}
 	code = serve_on_reactors(s);
 	reactors_stop();
+	if (s->is_kept) {
+		rc = fdstore_put(&s->left, s->left_fd);
+		log_info("left to the service manager connections=%zu error=%s", s->left.conns_n,
+			 rc ? err_name(rc) : "none");
+		return code;
+	}
 	/* Asked to stop meanwhile: the end of the process closes the sockets, and devices wait for the next one. */
 	if (s->left_fd < 0 || s->is_stop_asked)
 		return code;
@@ -460,6 +498,8 @@ int cmd_serve(const struct args *a)
 		return check_handover(&s);
 	if (!rc) {
 		rc = upgrade_take(&s.left, &s.err);
+		if (!rc)
+			rc = fdstore_take(&s.left, &s.err);
 		s.was_left = rc > 0;
 		rc = MIN(rc, 0);
 	}

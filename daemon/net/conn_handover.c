@@ -32,11 +32,13 @@ static bool is_still(const struct conn *c)
 
 static int hold_here(void *arg)
 {
+	const bool *only_kernel = arg;
 	struct conn_set *set = conn_set_self();
 
-	(void)arg;
-	set->is_held = true;
+	set->is_held = !*only_kernel;
 	list_for_each(c, &set->conns, struct conn, node) {
+		if (*only_kernel && !c->s.is_kernel)
+			continue;
 		c->is_held = true;
 		spinner_stop(&c->spin);
 		(void)io_watch_cancel(&c->in); /* is_armed says when the engine has let go of it */
@@ -54,7 +56,7 @@ static int count_here(void *arg)
 	struct count *n = arg;
 
 	list_for_each(c, &conn_set_self()->conns, struct conn, node) {
-		if (is_still(c))
+		if (!c->is_held || is_still(c))
 			continue;
 		n->busy++;
 		if (!n->cuts || c->s.is_kernel)
@@ -92,6 +94,8 @@ static int resume_here(void *arg)
 	(void)arg;
 	set->is_held = false;
 	list_for_each(c, &set->conns, struct conn, node) {
+		if (!c->is_held)
+			continue;
 		c->is_held = false;
 		c->must_look = true;
 		/* From the loop: serving may end the connection, and with it our place in the list. */
@@ -106,13 +110,13 @@ void conns_resume(void)
 		(void)reactor_call(reactor_get(i), resume_here, NULL);
 }
 
-CO_FN int conns_hold(uint64_t deadline_ns)
+CO_FN int conns_hold(bool only_kernel, uint64_t deadline_ns)
 {
 	const uint64_t grace_ns = UINT64_C(1000000000);
 	int rc;
 
 	for (unsigned i = 0; i < reactors_n(); i++)
-		(void)reactor_call(reactor_get(i), hold_here, NULL);
+		(void)reactor_call(reactor_get(i), hold_here, &only_kernel);
 	rc = wait_still(deadline_ns, false);
 	/* One client that reads no replies must not keep all others from an upgrade. */
 	if (rc != 0)
@@ -176,8 +180,8 @@ static int save_here(void *arg)
 	struct handover *h = arg;
 
 	list_for_each(c, &conn_set_self()->conns, struct conn, node) {
-		struct handover_conn *to = handover_add_conn(h);
-		int rc = to ? save_conn(c, to) : -ENOMEM;
+		struct handover_conn *to = c->is_held ? handover_add_conn(h) : NULL;
+		int rc = to ? save_conn(c, to) : c->is_held ? -ENOMEM : 0;
 
 		if (rc != 0)
 			return rc;
@@ -191,7 +195,8 @@ static int forget_here(void *arg)
 
 	(void)arg;
 	list_for_each(c, &set->conns, struct conn, node)
-		conn_forget(c);
+		if (c->is_held)
+			conn_forget(c);
 	set->is_held = false;
 	return 0;
 }
@@ -233,15 +238,16 @@ CO_FN unsigned conns_adopt(struct handover *h)
 
 	for (size_t i = 0; i < h->conns_n; i++) {
 		struct handover_conn *c = &h->conns[i];
-		int rc = -ENOENT;
+		int rc = c->fd < 0 ? -EBADF : -ENOENT;
 
-		if (export_find_backend(c->backend_id))
+		if (c->fd >= 0 && export_find_backend(c->backend_id))
 			rc = reactor_call(reactor_get((unsigned)i % reactors_n()), adopt_here, c);
 		if (rc == 0)
 			continue;
 		log_error("connection lost on its way to the new daemon peer=%s backend_id=%s error=%s", c->peer,
 			  c->backend_id, err_name(rc));
-		(void)close(c->fd);
+		if (c->fd >= 0)
+			(void)close(c->fd);
 		lost++;
 	}
 	return lost;

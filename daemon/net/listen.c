@@ -454,18 +454,23 @@ static int adopt(int fd, struct err *err)
 
 int listen_systemd(struct err *err)
 {
-	int n = sd_listen_fds(1);
+	char **names = NULL;
+	int n = sd_listen_fds_with_names(1, &names);
+	int adopted = 0, rc = 0;
 
 	if (n < 0)
 		return err_set(err, n, "cannot take the sockets of systemd: %s",
 			       strerrordesc_np(-n));
 	for (int i = 0; i < n; i++) {
-		int rc = adopt(SD_LISTEN_FDS_START + i, err);
-
-		if (rc < 0)
-			return rc;
+		/* Not listening sockets: connections that were kept (cmd/fdstore.c). */
+		if (rc == 0 && strncmp(names[i], "nbdrs-", 6) != 0) {
+			rc = adopt(SD_LISTEN_FDS_START + i, err);
+			adopted++;
+		}
+		free(names[i]);
 	}
-	return n;
+	free(names);
+	return rc < 0 ? rc : adopted;
 }
 #else
 int listen_systemd(struct err *err)

@@ -50,12 +50,13 @@ CO_FN unsigned conns_drain(uint64_t deadline_ns);
 struct handover;
 
 /*
- * Handing all connections to the next nbdrsd, in this order. conns_hold: stops reading and waits until nothing is in
- * flight and every reply has left; those of clients (not of the kernel) that hold it up beyond `deadline_ns` are
- * cut off. -ETIMEDOUT: requests of the kernel take longer; everything goes on as before then. conns_resume: calls it
- * off. conns_save: writes them down in `h`; -ENOMEM. conns_forget: frees them; their descriptors stay open.
+ * Handing connections (all, or those of the kernel) to the next nbdrsd, in this order. conns_hold: stops reading and
+ * waits until nothing is in flight and every reply has left; those of clients (not of the kernel) that hold it up
+ * beyond `deadline_ns` are cut off. -ETIMEDOUT: requests of the kernel take longer; everything goes on as before then.
+ * conns_resume: calls it off. conns_save: writes them down in `h`; -ENOMEM. conns_forget: frees them; their descriptors
+ * stay open.
  */
-CO_FN int conns_hold(uint64_t deadline_ns);
+CO_FN int conns_hold(bool only_kernel, uint64_t deadline_ns);
 CO_FN void conns_resume(void);
 CO_FN int conns_save(struct handover *h);
 CO_FN void conns_forget(void);

@@ -56,8 +56,8 @@ CO_FN int exports_flush(void);
 CO_FN int exports_close(void);
 
 /*
- * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before the
- * volume got one, is a name only.
+ * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before
+ * the volume got one, is a name only.
  */
 struct export *export_find_backend(const char *backend_id);
 /* "" = the default export: the first one. NULL = unknown. */

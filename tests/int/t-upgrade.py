@@ -4,6 +4,7 @@
 """nbdrsctl upgrade: the daemon becomes another program under its clients' feet."""
 
 import base64
+import fcntl
 import http.server
 import os
 import random
@@ -286,6 +287,102 @@ def sigterm_during_an_upgrade_stops_it():
             d.send_signal(signal.SIGTERM)
         assert n.reply(WRITE)[0] == 0
     assert d.wait() == 0
+
+
+class Manager:
+    """The part of systemd that keeps descriptors between two runs of a service."""
+
+    def __init__(self, path):
+        self.dir = temp_dir()
+        self.control, self.unix = os.path.join(self.dir, "ctl"), os.path.join(self.dir, "nbd")
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notify.bind(os.path.join(self.dir, "notify"))
+        self.notify.settimeout(WAIT_S)
+        self.argv = [os.path.join(BUILD, "nbdrsd"), "-e", "disk", "raw", "file:" + path, "--listen", "none", "--unix",
+                     self.unix, "--control", self.control, f"--io-engine={ENGINE}"]
+        self.store, self.process = {}, None
+
+    def hear(self, what):
+        """Does as it is told, until `what` is among it."""
+        while True:
+            data, fds, _, _ = socket.recv_fds(self.notify, 4096, 8)
+            said = dict(line.split("=", 1) for line in data.decode().splitlines())
+            if "FDSTORE" in said:
+                # High numbers: the low ones are where the next process wants its own.
+                self.store[said["FDNAME"]] = fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 200)
+            if "FDSTOREREMOVE" in said:
+                os.close(self.store.pop(said["FDNAME"]))
+            for fd in fds:
+                os.close(fd)
+            if what in said:
+                return
+
+    def start(self):
+        kept = list(self.store.items())
+
+        def place():
+            for i, (_, fd) in enumerate(kept):
+                os.dup2(fd, 3 + i)
+
+        env = dict(os.environ, NOTIFY_SOCKET=self.notify.getsockname(), FDSTORE="64")
+        if kept:
+            env |= {"LISTEN_FDS": str(len(kept)), "LISTEN_FDNAMES": ":".join(n for n, _ in kept)}
+        self.process = subprocess.Popen(["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *self.argv], env=env,
+                                        close_fds=False, preexec_fn=place, stdin=subprocess.DEVNULL,
+                                        stderr=open(os.path.join(self.dir, "log"), "a"))
+        self.hear("READY")
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        if number == signal.SIGTERM:
+            self.hear("BARRIER")
+        return self.process.wait(WAIT_S)
+
+
+def played_by_kernel(fd):
+    """A client at a socket that the control socket gave."""
+    k = Nbd.__new__(Nbd)
+    k.s, k.structured, k.cookie = socket.socket(fileno=fd), False, 1
+    k.s.settimeout(WAIT_S)
+    return k
+
+
+@suite.case
+def a_restart_keeps_devices_where_systemd_keeps_descriptors():
+    m = Manager(image())
+    m.start()
+    with Ctl(m.control) as c:
+        reply, fds = c.attach(export="disk", connections=3)
+        c.ask("attached", attach_id=reply["attach_id"], device="/dev/nbd9")
+    kernel = [played_by_kernel(fd) for fd in fds]
+    client = Nbd.connect(m.unix, "disk")
+    for i, k in enumerate(kernel):
+        k.write(i * 4096, bytes([i + 1]) * 4096)
+    kernel[0].send(kernel[0].request(WRITE, 65536, 4096), b"p" * 1000)	# half a request goes over, too
+    for _ in range(2):
+        assert m.stop() == 0
+        client.must_be_closed()		# a client ends as ever
+        kernel[1].send(kernel[1].request(READ, 4096, 4096))	# asked while nobody is there
+        assert sorted(m.store) == ["nbdrs-0", "nbdrs-1", "nbdrs-2", "nbdrs-handover"], m.store
+        m.start()
+        assert kernel[1].reply(READ, 4096, 4096) == (0, b"\2" * 4096)
+        assert kernel[2].read(8192, 4096) == b"\3" * 4096
+        with Ctl(m.control) as c:
+            assert c.ask("device", device="/dev/nbd9", backend_id=reply["backend_id"])["alive"] == 3
+            assert not m.store, "the manager must not keep the other end of a connection that we end"
+        client = Nbd.connect(m.unix, "disk")
+    kernel[0].send(b"p" * 3096)
+    assert kernel[0].reply(WRITE) == (0, None)
+    assert client.read(65536, 4096) == b"p" * 4096
+    client.close()
+    # After a crash there is nothing to take, and the kernel sees the end of its connections.
+    m.stop(signal.SIGKILL)
+    for k in kernel:
+        k.must_be_closed()
+    m.start()
+    for k in kernel:
+        k.close()
+    assert m.stop(signal.SIGINT) == 0 and not m.store
 
 
 class Load(threading.Thread):
