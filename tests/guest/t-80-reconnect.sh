@@ -20,8 +20,7 @@ bounded 20 sync -f /mnt
 
 kill -KILL "$daemon"
 wait "$daemon" || :
-echo during >/mnt/during
-(sync -f /mnt) 2>/tmp/sync.err &
+(echo during >/mnt/during && sync -f /mnt) 2>/tmp/sync.err &
 writer=$!
 fails 3 "$CTL" "no daemon yet: status 3, and it does not hang" attach disk0
 check "the writer waits" kill -0 $writer

@@ -26,9 +26,10 @@ crash() {	# CONNECTIONS OPTION...
 		nap 0.$((RANDOM % 5 + 3))
 		kill -KILL "$daemon"
 		wait "$daemon" || :
-		echo "round $i" >/mnt/round
+		# Nothing here may touch the file system: it may have to wait for the daemon that we start next.
 		serve -e disk0 raw file:/srv/disk0.img
 		mark
+		echo "round $i" >/mnt/round
 		bounded 30 sync -f /mnt || break
 	done
 	check "$rounds crashes: all have been lived through" [ $i = $rounds ]
