@@ -335,6 +335,7 @@ bool conn_try_close(struct conn *c)
 
 	if (is_drained(c))
 		c->is_ending = true;
+	ghost_look(c);
 	if (!c->is_ending && !c->is_broken)
 		return false;
 	if (c->is_broken)

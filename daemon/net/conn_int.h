@@ -98,6 +98,8 @@ struct conn {
 	unsigned in_flight;	  /* requests taken in, reply not sent yet */
 	uint64_t in_flight_bytes;
 	uint64_t requests;
+	unsigned changing;	  /* of the kernel's: writes, zeroes and trims in the chain */
+	bool is_ghost;		  /* cut while there were some */
 
 	struct io_watch in, out;
 	struct spinner spin;
@@ -160,6 +162,13 @@ void request_dispatch(struct request *r);
 void request_refuse(struct request *r, enum nbd_error error);
 void request_retry_stalled(struct conn *c);
 void request_pool_free(struct conn_set *set);
+
+/* ghost.c: may have been cut: see whether it leaves changes behind. */
+void ghost_look(struct conn *c);
+/* ghost.c: a change of a kernel connection begins, when no lost one's is left. False: it was cut itself meanwhile. */
+CO_FN bool ghost_enter(struct conn *c);
+/* ghost.c: it has ended. Only after ghost_enter was true. */
+void ghost_leave(struct conn *c);
 
 /* reply.c: builds the reply from r->error and the data, and queues it. Takes r. */
 void reply_queue(struct request *r);

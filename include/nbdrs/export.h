@@ -37,6 +37,7 @@ struct export {
 	char *backend_id;
 	struct export_stats *stats; /* reactors_n() of them */
 	_Atomic unsigned conns;
+	_Atomic unsigned ghosts; /* cut connections of devices with changes in the chain (net/ghost.c) */
 	struct export *next;
 };
 

@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import subprocess
+import time
 
 from nbdrs_test import *
 from ctl_test import Ctl, wait_until
@@ -169,6 +170,34 @@ def what_a_lost_connection_asked_for_ends_before_it_is_asked_again():
             reply += again.socks[0].recv(65536)
         assert reply[16:] == b"1" * 4096
         again.close()
+
+
+@suite.case
+def a_copy_waits_for_the_first_one():
+    """With several connections the kernel gives up the one that is slow, and sends over the other one at once."""
+    with Daemon([("disk", "raw", "delay[write=700ms,zero=700ms,trim=700ms,count=1]:mem[size=1Mi]")]) as d, \
+            Ctl(d.control) as c:
+        k = Socks(c, export="disk", connections=3)
+        slow, other, third = k.socks
+        slow.sendall(request(WRITE, 1, 0, 4096, b"1" * 4096))
+        wait_until("the write is in the chain",
+                   lambda: sum(x["in_flight"] for x in c.status(export="disk")[1][0]["clients"]) == 1)
+        slow.close()
+        wait_until("it was noticed", lambda: alive(c) == 2)
+        third.sendall(request(WRITE, 2, 0, 4096, b"x" * 4096))	# waits, is cut, and is never done
+        wait_until("that waits", lambda: sum(x["in_flight"] for x in c.status(export="disk")[1][0]["clients"]) == 2)
+        third.close()
+        other.sendall(request(READ, 3, 8192, 512))
+        assert other.recv(16 + 512, socket.MSG_WAITALL)[8:16] == struct.pack(">Q", 3), "reads don't wait"
+        begun = time.monotonic()
+        for cookie, fill in ((4, b"1"), (5, b"2")):
+            other.sendall(request(WRITE, cookie, 0, 4096, fill * 4096))
+            assert struct.unpack(">IIQ", other.recv(16, socket.MSG_WAITALL)) == (SIMPLE_MAGIC, 0, cookie)
+        assert time.monotonic() - begun > 0.2, "the copy did not wait"
+        wait_until("the lost ones are gone", lambda: len(c.status(export="disk")[1][0]["clients"]) == 1)
+        other.sendall(request(READ, 6, 0, 4096))
+        assert other.recv(16 + 4096, socket.MSG_WAITALL)[16:] == b"2" * 4096
+        other.close()
 
 
 suite.main()
