@@ -115,7 +115,7 @@ static void start_locked(const char *path)
 {
 	int rc;
 
-	if (watcher.is_started || !process_has_cap(CAP_SYS_ADMIN))
+	if (watcher.is_started || watcher.is_stopping || !process_has_cap(CAP_SYS_ADMIN))
 		return;
 	rc = find_program();
 	if (!rc && snprintf(watcher.control, sizeof(watcher.control), "%s", path) >= (int)sizeof(watcher.control))
@@ -141,11 +141,15 @@ void watcher_start(const char *path)
 
 void watcher_stop(void)
 {
-	if (!watcher.is_started)
+	bool is_started;
+
+	pthread_mutex_lock(&start_lock);
+	watcher.is_stopping = true; /* none is started from here on */
+	is_started = watcher.is_started;
+	pthread_mutex_unlock(&start_lock);
+	if (!is_started)
 		return;
-	watcher.is_stopping = true;
 	(void)close(watcher.pipe[1]); /* its end of input */
 	(void)pthread_join(watcher.thread, NULL);
 	(void)close(watcher.pipe[0]);
-	watcher.is_started = false;
 }
