@@ -53,7 +53,8 @@ static struct server {
 static const struct ctl_cmd commands[] = {
 	{ "version", ctl_cmd_version },	  { "status", ctl_cmd_status },
 	{ "attach", ctl_cmd_attach },	  { "attached", ctl_cmd_attached },
-	{ "detached", ctl_cmd_detached },
+	{ "detached", ctl_cmd_detached }, { "device", ctl_cmd_device },
+	{ "upgrade", ctl_cmd_upgrade },
 };
 
 json_t *ctl_text(const char *s)
@@ -193,7 +194,8 @@ static CO_FN int handle(struct ctl_peer *p, const char *text, size_t len)
 		if (strcmp(cmd, commands[i].name) == 0)
 			return commands[i].run(p, req);
 	return ctl_refuse(p, -EOPNOTSUPP,
-			  "unknown command '%.64s'; there are version, status, attach, attached, detached",
+			  "unknown command '%.64s'; there are version, status, attach, attached, detached, device, "
+			  "upgrade",
 			  cmd);
 }
 

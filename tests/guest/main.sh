@@ -12,7 +12,7 @@
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh || exit 1
 
-trouble='WARNING:|BUG:|Oops|INFO: task .* blocked|INFO: rcu|Call Trace|Possible stuck request|refcount_t'
+trouble='WARNING:|BUG:|Oops|INFO: task .* blocked|INFO: rcu|Call Trace|Possible stuck request.* Runtime ([3-9][0-9]|[0-9]{3,}) |refcount_t'
 
 start_session() {	# FILE SECONDS: a test, not waited for longer than that
 	setsid timeout -k 5 "$2" bash -eu "/run/guest/$1"
@@ -65,9 +65,11 @@ for t in $TESTS; do
 	f=${t%@*}
 	engine=${t#*@}
 	export NBDRSD_FLAGS=
+	full=
 	[[ $engine == auto ]] || NBDRSD_FLAGS=--io-engine=$engine
 	seconds=$(sed -n 's/^# deadline: //p' "/run/guest/$f")
-	seconds=$((${seconds:-60} * SLOW))
+	[[ -z ${NBDRS_FULL:-} ]] || full=$(sed -n 's/^# deadline full: //p' "/run/guest/$f")
+	seconds=$((${full:-${seconds:-60}} * SLOW))
 	echo "@@ begin $t $seconds"
 	dmesg -C
 	echo 0 >/run/reported
