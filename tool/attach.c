@@ -7,13 +7,11 @@
  * attaching twice finds the first one. Two of us at once: a lock, from looking to the device's identifier
  * being there.
  *
- * A device whose server died stays. Attaching its export again gives it new sockets (RECONFIGURE): the
- * kernel puts them where dead ones are and drops the rest without a word, so a read decides whether
- * that helped.
+ * A device whose server died stays. Attaching its export again gives it new connections (reattach.h), as
+ * --watch does by itself.
  */
 #include "attach.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +26,7 @@
 #include "lock.h"
 #include "loopcheck.h"
 #include "nbdrs/proto.h"
+#include "reattach.h"
 #include "say.h"
 #include "sysfs.h"
 #include "usable.h"
@@ -43,6 +42,13 @@ enum {
 	 */
 	TRIES_MAX = 4,
 	FIRST_TRY_MS = 2000,
+	/*
+	 * Time until requests that were in flight when their connection died are sent again, from when the new one
+	 * is there: up to this and a second, by which the kernel rounds up. Each look logs a line for a request
+	 * that is older, so it is longer where the data is far away and slow ones are usual.
+	 */
+	RESEND_NEAR_MS = 1000,
+	RESEND_FAR_MS = 2000,
 };
 
 /* What the daemon granted. */
@@ -292,7 +298,17 @@ static int connect_device(const struct options *o, const struct grant *g, int64_
 
 	if (rc == -EBUSY && index >= 0)
 		return busy_error((uint32_t)index, &err);
-	return rc ? fail(driver_status(rc), "%s", err.msg) : EXIT_OK;
+	if (rc)
+		return fail(driver_status(rc), "%s", err.msg);
+	/* In every other case the timer kills the connection, so that it has to be --timeout. */
+	if (g->socks_n == 1 && !o->timeout_s) {
+		rc = resend_set(*out, json_array_size(g->backing) ? RESEND_NEAR_MS : RESEND_FAR_MS);
+		if (rc)
+			note("/dev/nbd%u: after a crash of the daemon it will take up to 30 s until requests are "
+			     "sent again: cannot set io_timeout: %s",
+			     *out, strerror(-rc));
+	}
+	return EXIT_OK;
 }
 
 /* Half-attached: better no device than one that looks usable. */
@@ -315,35 +331,21 @@ static void print_device(const char *node)
 
 static int revive(const struct options *o, const struct device *d)
 {
-	_cleanup_grant_ struct grant g = { 0 };
-	_cleanup_ctl_ struct ctl_client *c = NULL;
 	struct err err = { "" };
-	char node[DEVICE_NAME_LEN + 8];
-	int rc, status;
+	int rc = reattach(o->control, d, o->wait_s * 1000, &err);
 
-	rc = ctl_open(o->control, CTL_TIMEOUT_MS, &c, &err);
-	if (rc)
-		return fail(ctl_status(NULL, rc), "/dev/%s does not answer, and %s", d->name,
-			    err.msg);
-	status = ask_daemon(c, o, MAX(d->connections, 1u), d->is_read_only, &g);
-	if (status)
-		return status;
-	assert(g.backend); /* as read_grant saw to */
-	/* Requests of a file system on it are waiting: they must not reach another image. */
-	if (strcmp(g.backend, d->backend) != 0 || g.size / 512 * 512 != d->size)
+	switch (rc) {
+	case 0: return EXIT_OK;
+	case -ENOENT:
+	case -ESTALE:
 		return fail(
 			EXIT_BUSY,
-			"/dev/%s does not answer, and export '%s' is not what it was attached to (%llu "
-			"bytes now, %llu then); detach it: nbdrs-attach -d --force /dev/%s",
-			d->name, o->export, (unsigned long long)g.size, (unsigned long long)d->size,
-			d->name);
-	rc = driver_reconfigure(d->index, d->backend, g.socks, g.socks_n, &err);
-	if (rc)
-		return fail(driver_status(rc), "%s", err.msg);
-	grant_close_socks(&g);
-	(void)snprintf(node, sizeof(node), "/dev/%s", d->name);
-	tell_daemon(c, &g, node);
-	return EXIT_OK;
+			"/dev/%s does not answer, and export '%s' is not what it was attached to (%s); "
+			"detach it: nbdrs-attach -d --force /dev/%s",
+			d->name, o->export, err.msg, d->name);
+	case -EPERM: return fail(EXIT_NO_PERMISSION, "%s", err.msg);
+	default: return fail(ctl_status(NULL, rc), "/dev/%s does not answer, and %s", d->name, err.msg);
+	}
 }
 
 static int attach_again(const struct options *o, uint32_t index)

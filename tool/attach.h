@@ -6,6 +6,10 @@
 #include "options.h"
 
 int attach_run(const struct options *o);
+/* Detaches devices that the daemon does not serve; with --force also those that are in use. */
+int reap_run(const struct options *o);
+/* Keeps devices connected, until a signal comes. */
+int watch_run(const struct options *o);
 int detach_run(const struct options *o);
 
 #endif

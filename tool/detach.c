@@ -33,6 +33,7 @@
 #include "lostdata.h"
 #include "mounts.h"
 #include "nl.h"
+#include "reattach.h"
 #include "say.h"
 #include "sysfs.h"
 #include "usable.h"
@@ -41,6 +42,7 @@ enum {
 	SETTLE_MS = 3000, /* for udev's events, and for its links to go */
 	GRACE_MS = 1500,  /* for processes that just look at the device */
 	TELL_LIMIT_MS = 2000,
+	SERVED_LIMIT_MS = 3000,
 	HOLDERS_TEXT_LEN = 1200,
 };
 
@@ -389,4 +391,78 @@ int detach_run(const struct options *o)
 			"/dev/%s was not attached by nbdrs; detach it with the tool that did, or use --force",
 			d->name);
 	return o->force ? detach_forced(o, d) : detach_gently(o, d);
+}
+
+static int read_child(const void *arg, void *result)
+{
+	static _Alignas(4096) char buf[4096];
+	const struct device *d = arg;
+	_cleanup_close_ int fd = open_device(d, O_DIRECT);
+
+	return fd < 0 ? fd : pread(fd, buf, sizeof(buf), 0) < 0 ? -errno : 0;
+}
+
+/* Another daemon may serve it. */
+static bool is_served(const struct device *d)
+{
+	const struct child_job job = { .fn = read_child, .arg = d, .limit_ms = SERVED_LIMIT_MS };
+
+	return child_run(&job) == 0;
+}
+
+/*
+ * One device; EXIT_OK also when there is nothing to do. Only what a daemon that answers does not serve is
+ * an orphan: while none does, the next one may.
+ */
+static int reap_one(const struct options *o, const struct device *d)
+{
+	char holders[HOLDERS_TEXT_LEN] = "";
+	struct err err = { "" };
+	int rc;
+
+	if (reattach_look(o->control, d, CTL_TIMEOUT_MS, NULL, &err) != LINK_ORPHAN)
+		return EXIT_OK;
+	if (is_served(d)) {
+		note("/dev/%s answers, so another daemon serves it; left alone", d->name);
+		return EXIT_OK;
+	}
+	(void)find_holders(d, 0, 0, holders, sizeof(holders)); /* without names: nobody is known to use it */
+	if (holders[0] && !o->force)
+		return refuse(d, holders);
+	(void)printf("/dev/%s\n", d->name);
+	/* Nothing can be flushed; what waits to be written fails, and the kernel's log tells finish() so. */
+	rc = driver_disconnect(d->index, &err);
+	return rc ? fail(rc == -EPERM ? EXIT_NO_PERMISSION : EXIT_FAILED, "%s", err.msg) :
+		    finish(o, d, 0, holders[0] != '\0');
+}
+
+int reap_run(const struct options *o)
+{
+	_cleanup_free_ struct device *d = malloc(sizeof(*d));
+	_cleanup_free_ uint32_t *list = NULL;
+	_cleanup_ctl_ struct ctl_client *c = NULL;
+	struct err err = { "" };
+	int status = EXIT_OK;
+	size_t n = 0;
+	int rc;
+
+	interrupts_catch();
+	if (!d)
+		return fail(EXIT_FAILED, "out of memory");
+	rc = ctl_open(o->control, CTL_TIMEOUT_MS, &c, &err);
+	if (rc)
+		return fail(rc == -ECONNREFUSED ? EXIT_NO_DAEMON : EXIT_FAILED,
+			    "which devices are orphaned, only a daemon can tell: %s", err.msg);
+	rc = devices_scan(&list, &n);
+	if (rc)
+		return fail(EXIT_FAILED, "cannot look for nbd devices: %s", strerror(-rc));
+	for (size_t i = 0; i < n && !interrupted(); i++) {
+		int one;
+
+		if (device_get(list[i], d) || !d->is_connected)
+			continue;
+		one = reap_one(o, d);
+		status = status ? status : one;
+	}
+	return status;
 }

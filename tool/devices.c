@@ -19,9 +19,11 @@
 #include "nbdrs/cleanup.h"
 #include "nbdrs/opt.h"
 #include "nl.h"
+#include "options.h"
+#include "reattach.h"
 #include "sysfs.h"
 
-enum { STATUS_LIMIT_MS = 1000 };
+enum { STATUS_LIMIT_MS = 1000, DAEMON_LIMIT_MS = 1000 };
 
 static int count_one(const char *name, void *arg)
 {
@@ -240,7 +242,22 @@ static int mount_one(char *line, void *arg)
 	return 0;
 }
 
-static json_t *device_json(const struct device *d)
+/*
+ * One daemon that hangs must not cost a second for each device: after the first time it is not asked
+ * again (*is_away).
+ */
+static const char *state_name(const struct device *d, const char *control, bool *is_away)
+{
+	struct err err;
+	enum link_state state = d->export[0] ? LINK_WAITING : LINK_FOREIGN;
+
+	if (!*is_away || !d->export[0])
+		state = reattach_look(control, d, DAEMON_LIMIT_MS, NULL, &err);
+	*is_away |= state == LINK_WAITING;
+	return link_state_names[state];
+}
+
+static json_t *device_json(const struct device *d, const char *state)
 {
 	_cleanup_free_ struct device_parts *parts = malloc(sizeof(*parts));
 	struct mount_list l = { .parts = parts, .points = json_array() };
@@ -256,8 +273,8 @@ static json_t *device_json(const struct device *d)
 	for (unsigned i = 1; i < parts->n; i++)
 		(void)json_array_append_new(names, json_sprintf("/dev/%s", parts->part[i].name));
 	(void)snprintf(node, sizeof(node), "/dev/%s", d->name);
-	return json_pack("{s:s, s:I, s:o, s:o, s:I, s:I, s:b, s:I, s:o, s:o}", "device", node,
-			 "index", (json_int_t)d->index, "export",
+	return json_pack("{s:s, s:s, s:I, s:o, s:o, s:I, s:I, s:b, s:I, s:o, s:o}", "device", node,
+			 "state", state, "index", (json_int_t)d->index, "export",
 			 d->export[0] ? json_text(d->export) : json_null(), "backend",
 			 d->backend[0] ? json_text(d->backend) : json_null(), "size",
 			 (json_int_t)d->size, "block_size", (json_int_t)d->block_size, "read_only",
@@ -294,9 +311,10 @@ static void print_row(const json_t *d)
 	format_size((uint64_t)json_integer_value(json_object_get(d, "size")), size, sizeof(size));
 	print_cell(json_string_value(json_object_get(d, "device")), 14);
 	print_cell(export, 20);
-	(void)printf(" %10s  %2" JSON_INTEGER_FORMAT "  %-4s", size,
+	(void)printf(" %10s  %2" JSON_INTEGER_FORMAT "  %-4s  %-8s", size,
 		     json_integer_value(json_object_get(d, "connections")),
-		     json_is_true(json_object_get(d, "read_only")) ? "ro" : "rw");
+		     json_is_true(json_object_get(d, "read_only")) ? "ro" : "rw",
+		     json_string_value(json_object_get(d, "state")));
 	json_array_foreach(mounts, i, point) {
 		(void)printf(" ");
 		print_cell(json_string_value(point), 0);
@@ -332,11 +350,12 @@ static bool is_in_use(const struct status *s, uint32_t index)
 }
 
 /* The connected ones of list[n] as a JSON array; NULL without memory. */
-static json_t *collect(const uint32_t *list, size_t n)
+static json_t *collect(const uint32_t *list, size_t n, const char *control)
 {
 	struct status status = { 0 };
 	_cleanup_free_ struct device *d = malloc(sizeof(*d));
 	json_t *array = json_array();
+	bool is_away = false;
 	const struct child_job job = { .fn = ask_status,
 				       .result = &status,
 				       .result_len = sizeof(status),
@@ -353,14 +372,14 @@ static json_t *collect(const uint32_t *list, size_t n)
 
 		if (device_get(list[i], d) || !d->is_connected || !is_in_use(&status, list[i]))
 			continue;
-		j = device_json(d);
+		j = device_json(d, state_name(d, control, &is_away));
 		if (j)
 			(void)json_array_append_new(array, j);
 	}
 	return array;
 }
 
-int devices_print(const uint32_t *only, bool json)
+int devices_print(const uint32_t *only, const struct options *o)
 {
 	_cleanup_free_ uint32_t *list = NULL;
 	size_t n = 0, i;
@@ -369,10 +388,10 @@ int devices_print(const uint32_t *only, bool json)
 
 	if (rc)
 		return rc;
-	array = only ? collect(only, 1) : collect(list, n);
+	array = only ? collect(only, 1, o->control) : collect(list, n, o->control);
 	if (!array)
 		return -ENOMEM;
-	if (json) {
+	if (o->json) {
 		json_t *top = json_pack("{s:o}", "devices", array);
 
 		(void)json_dumpf(top, stdout, JSON_INDENT(2));
@@ -381,8 +400,8 @@ int devices_print(const uint32_t *only, bool json)
 		return ferror(stdout) ? -EIO : 0;
 	}
 	if (!only && json_array_size(array))
-		(void)printf("%-14s%-20s %10s  %2s  %-4s %s\n", "DEVICE", "EXPORT", "SIZE", "C",
-			     "MODE", "MOUNTED");
+		(void)printf("%-14s%-20s %10s  %2s  %-4s  %-8s %s\n", "DEVICE", "EXPORT", "SIZE", "C",
+			     "MODE", "STATE", "MOUNTED");
 	json_array_foreach(array, i, d)
 		print_row(d);
 	json_decref(array);

@@ -64,10 +64,12 @@ bool device_parts_has(const struct device_parts *parts, dev_t dev, const char *p
  */
 int device_by_path(const char *text, uint32_t *index);
 
+struct options;
+
 /*
- * Prints the connected devices on standard output, as a table or (json) as an object; of one device when
- * `only` is not NULL. -errno.
+ * Prints the connected devices on standard output, as a table or (--json) as an object; of one device when
+ * `only` is not NULL. Asks the daemon for their state. -errno.
  */
-int devices_print(const uint32_t *only, bool json);
+int devices_print(const uint32_t *only, const struct options *o);
 
 #endif

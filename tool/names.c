@@ -29,6 +29,12 @@ static int hex_value(char c)
 	return -1;
 }
 
+/* The end of an identifier: "~" and 16 hexadecimal digits. */
+static bool is_identity(const char *p)
+{
+	return *p == '~' && strlen(p + 1) == 16 && strspn(p + 1, "0123456789abcdef") == 16;
+}
+
 /* Parses "[/dev/]nbdN"; what follows the number, NULL when it is not such a name. */
 static const char *parse_index(const char *text, uint32_t *index)
 {
@@ -82,7 +88,7 @@ int name_from_backend(const char *backend, char *out)
 
 	if (strncmp(p, BACKEND_PREFIX, strlen(BACKEND_PREFIX)) != 0)
 		return -EINVAL;
-	for (p += strlen(BACKEND_PREFIX); *p; p++) {
+	for (p += strlen(BACKEND_PREFIX); *p && !is_identity(p); p++) {
 		if (n + 1 >= sizeof(name))
 			return -EINVAL;
 		if (*p == '%') {
@@ -136,7 +142,7 @@ int name_to_link(const char *backend, char *out)
 
 	if (name_from_backend(backend, name) || name[0] == '.')
 		return -EINVAL;
-	for (const char *p = backend + strlen(BACKEND_PREFIX); *p; p++) {
+	for (const char *p = backend + strlen(BACKEND_PREFIX); *p && *p != '~'; p++) {
 		if (n + 4 + strlen("nbdrs--part31") >= sizeof(link))
 			return -EINVAL;
 		if (*p == '%') {

@@ -18,7 +18,7 @@
 
 static int list_run(const struct options *o)
 {
-	int rc = devices_print(NULL, o->json);
+	int rc = devices_print(NULL, o);
 
 	return rc ? fail(EXIT_FAILED, "cannot list devices: %s", strerror(-rc)) : EXIT_OK;
 }
@@ -44,7 +44,7 @@ static int check_run(const struct options *o)
 	if (rc == -ENODEV || (!rc && !d->is_connected))
 		return EXIT_FAILED;
 	if (!rc)
-		rc = devices_print(&index, false);
+		rc = devices_print(&index, o);
 	return rc ? fail(EXIT_USAGE, "cannot look at %s: %s", o->device, strerror(-rc)) : EXIT_OK;
 }
 
@@ -83,6 +83,8 @@ int main(int argc, char **argv)
 		break;
 	case ACT_LIST: status = list_run(&o); break;
 	case ACT_CHECK: status = check_run(&o); break;
+	case ACT_WATCH: status = watch_run(&o); break;
+	case ACT_REAP: status = reap_run(&o); break;
 	case ACT_DETACH: status = detach_run(&o); break;
 	case ACT_AUTOATTACH: status = autoattach_run(&o); break;
 	default:

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * nbdrsctl: looks at a running daemon over its control socket. The command line and the talk with the
+ * nbdrsctl: looks at a running daemon, and has it go over to a new program. The command line and the talk with the
  * daemon are here; how a status looks is in statustext.c.
  */
 #include <assert.h>
@@ -28,11 +28,11 @@ enum {
 	STATUS_TIMED_OUT = 8,
 };
 
-enum { WAIT_DEFAULT_S = 30, WAIT_STEP_MS = 50, TIMEOUT_MAX_S = 86400 };
+enum { UPGRADE_MAX_S = 120, WAIT_DEFAULT_S = 30, WAIT_STEP_MS = 50, TIMEOUT_MAX_S = 86400 };
 
 struct options {
 	const char *command, *export; /* export NULL = all */
-	const char *control;
+	const char *control, *binary; /* NULL = the default */
 	unsigned timeout_ms;
 	uint64_t wait_ns; /* 0 = don't wait for a daemon */
 	uint64_t size;	  /* of resize */
@@ -58,6 +58,7 @@ static void print_help(void)
 	       "  nbdrsctl status [--json] [--wait[=TIME]] [EXPORT]\n"
 	       "  nbdrsctl version\n"
 	       "  nbdrsctl resize [--shrink] EXPORT SIZE\n"
+	       "  nbdrsctl upgrade [--binary PATH]\n"
 	       "\n"
 	       "Looks at and steers a running nbdrsd.\n"
 	       "\n"
@@ -65,12 +66,14 @@ static void print_help(void)
 	       "  status    exports, connections, devices, requests, bytes, errors, latencies\n"
 	       "  version   of this tool and of the daemon\n"
 	       "  resize    give a volume, and its devices here, another size\n"
+	       "  upgrade   have the daemon go over to a new program; clients notice a pause\n"
 	       "\n"
 	       "Options:\n"
 	       "      --json          print JSON\n"
 	       "      --wait[=TIME]   wait until a daemon serves, at most TIME (default %ds)\n"
 	       "      --shrink        of resize: SIZE may be smaller; what lies behind it is lost\n"
 	       "      --control PATH  the daemon's control socket (default %s)\n"
+	       "      --binary PATH   the new nbdrsd (default: the file the daemon was started from)\n"
 	       "      --timeout TIME  limit of each answer (default %ds; resize: %ds)\n"
 	       "  -h, --help          print this\n"
 	       "  -V, --version       print the tool's version\n",
@@ -79,7 +82,7 @@ static void print_help(void)
 
 /* --- The command line --------------------------------------------------------------------------- */
 
-enum { OPT_JSON = 256, OPT_WAIT, OPT_CONTROL, OPT_TIMEOUT, OPT_SHRINK };
+enum { OPT_JSON = 256, OPT_WAIT, OPT_CONTROL, OPT_TIMEOUT, OPT_SHRINK, OPT_BINARY };
 
 static const struct option long_options[] = {
 	{ "json", no_argument, NULL, OPT_JSON },
@@ -87,6 +90,7 @@ static const struct option long_options[] = {
 	{ "control", required_argument, NULL, OPT_CONTROL },
 	{ "timeout", required_argument, NULL, OPT_TIMEOUT },
 	{ "shrink", no_argument, NULL, OPT_SHRINK },
+	{ "binary", required_argument, NULL, OPT_BINARY },
 	{ "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },
 	{ NULL, 0, NULL, 0 },
@@ -107,6 +111,7 @@ static int take_option(struct options *o, int value, const char *word)
 
 	switch (value) {
 	case OPT_JSON: o->json = true; return 0;
+	case OPT_BINARY: o->binary = optarg; return 0;
 	case OPT_CONTROL: o->control = optarg; return 0;
 	case OPT_SHRINK: o->shrink = true; return 0;
 	case OPT_WAIT:
@@ -139,16 +144,20 @@ static int take_resize(struct options *o, int n, char **words)
 static int take_words(struct options *o, int n, char **words)
 {
 	if (n == 0)
-		return complain(-EINVAL, "no command: there are status, version and resize; see nbdrsctl --help");
+		return complain(-EINVAL,
+				"no command: there are status, version, resize and upgrade; see nbdrsctl --help");
 	o->command = words[0];
+	if (o->shrink && strcmp(o->command, "resize"))
+		return complain(-EINVAL, "--shrink goes with resize");
+	if (o->binary && strcmp(o->command, "upgrade"))
+		return complain(-EINVAL, "--binary goes with upgrade");
 	if (strcmp(o->command, "resize") == 0)
 		return take_resize(o, n, words);
-	if (o->shrink)
-		return complain(-EINVAL, "--shrink goes with resize");
 	if (!o->timeout_ms)
 		o->timeout_ms = CTL_TIMEOUT_MS;
-	if (strcmp(o->command, "status") && strcmp(o->command, "version"))
-		return complain(-EINVAL, "unknown command '%s': there are status, version and resize", o->command);
+	if (strcmp(o->command, "status") && strcmp(o->command, "version") && strcmp(o->command, "upgrade"))
+		return complain(-EINVAL, "unknown command '%s': there are status, version, resize and upgrade",
+				o->command);
 	if (n > 1 && strcmp(o->command, "status") == 0) {
 		o->export = words[1];
 		words++;
@@ -315,6 +324,54 @@ static int run_resize(const struct options *o)
 	return STATUS_OK;
 }
 
+/* 1: it goes over still; 0: done; -errno. The daemon may have no control socket for a moment. */
+static int ask_upgraded(const struct options *o, json_int_t from, struct err *err)
+{
+	_cleanup_ctl_ struct ctl_client *c = NULL;
+	_cleanup_json_ json_t *reply = NULL;
+	const char *why;
+	int rc = ctl_open(o->control, o->timeout_ms, &c, err);
+
+	if (!rc)
+		rc = ctl_call(c, json_pack("{s:s}", "cmd", "version"), &reply, err);
+	if (rc == -ECONNREFUSED || rc == -ECONNRESET || rc == -EPIPE)
+		return 1;
+	if (rc)
+		return rc;
+	why = json_string_value(json_object_get(reply, "upgrade_error"));
+	if (json_integer_value(json_object_get(reply, "generation")) == from)
+		return why ? err_set(err, -ECANCELED, "called off, the old daemon goes on: %s", why) : 1;
+	version_print(reply);
+	return 0;
+}
+
+static int run_upgrade(const struct options *o)
+{
+	const struct timespec step = { .tv_nsec = 10 * 1000 * 1000 };
+	_cleanup_free_ char *binary = o->binary ? realpath(o->binary, NULL) : NULL;
+	_cleanup_ctl_ struct ctl_client *c = NULL;
+	_cleanup_json_ json_t *reply = NULL;
+	struct err err;
+	uint64_t deadline;
+	int rc;
+
+	if (o->binary && !binary)
+		return complain(STATUS_FAILED, "%s: %s", o->binary, strerror(errno));
+	rc = open_daemon(o, &c, &err);
+	if (!rc)
+		rc = ctl_call(c, json_pack("{s:s, s:s*}", "cmd", "upgrade", "binary", binary), &reply, &err);
+	if (rc)
+		return complain(exit_status(c, rc), "%s", err.msg);
+	deadline = now_ns() + UPGRADE_MAX_S * UINT64_C(1000000000);
+	while ((rc = ask_upgraded(o, json_integer_value(json_object_get(reply, "generation")), &err)) > 0) {
+		if (now_ns() >= deadline)
+			return complain(STATUS_TIMED_OUT, "the daemon has not gone over within %d s; see its log",
+					UPGRADE_MAX_S);
+		(void)nanosleep(&step, NULL);
+	}
+	return rc ? complain(STATUS_FAILED, "%s", err.msg) : STATUS_OK;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o;
@@ -323,9 +380,10 @@ int main(int argc, char **argv)
 	if (rc)
 		return rc > 0 ? STATUS_OK : STATUS_USAGE;
 	assert(o.command); /* as take_words saw to */
-	status = strcmp(o.command, "status") == 0 ? run_status(&o) :
-		 strcmp(o.command, "resize") == 0 ? run_resize(&o) :
-						    run_version(&o);
+	status = strcmp(o.command, "status") == 0    ? run_status(&o)
+		 : strcmp(o.command, "version") == 0 ? run_version(&o)
+		 : strcmp(o.command, "resize") == 0  ? run_resize(&o)
+						     : run_upgrade(&o);
 	if ((fflush(stdout) || ferror(stdout)) && status == STATUS_OK)
 		return complain(STATUS_FAILED, "cannot write the output: %s", strerror(errno));
 	return status;

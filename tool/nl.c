@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
 #include <netlink/genl/ctrl.h>
 #include <netlink/genl/genl.h>
@@ -268,6 +269,31 @@ int nbdnl_resize(struct nbdnl *nl, uint32_t index, const char *backend, uint64_t
 		return -EMSGSIZE;
 	}
 	return transact(nl, msg, &p);
+}
+
+int nbdnl_listen(struct nbdnl *nl)
+{
+	int group = genl_ctrl_resolve_grp(nl->sk, NBD_NL_FAMILY, NBD_NL_GROUP);
+
+	if (group < 0)
+		return from_libnl(group);
+	nl_socket_disable_seq_check(nl->sk); /* what comes unasked has no number */
+	group = nl_socket_add_membership(nl->sk, group);
+	return from_libnl(group);
+}
+
+int nbdnl_fd(const struct nbdnl *nl)
+{
+	return nl_socket_get_fd(nl->sk);
+}
+
+void nbdnl_drain(struct nbdnl *nl)
+{
+	char buf[4096];
+
+	/* Beyond its buffer the kernel drops messages and says ENOBUFS once: something was heard all the same. */
+	while (recv(nl_socket_get_fd(nl->sk), buf, sizeof(buf), MSG_DONTWAIT) > 0 || errno == ENOBUFS)
+		;
 }
 
 struct status_out {

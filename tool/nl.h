@@ -19,6 +19,7 @@ struct nl_msg;
 
 #define NBD_NL_FAMILY  "nbd"
 #define NBD_NL_VERSION 1
+#define NBD_NL_GROUP   "nbd_mc_group"
 
 /* Own constants: installed kernel headers may lack the newer ones. */
 enum nbd_nl_cmd {
@@ -118,5 +119,12 @@ int nbdnl_put_connect(struct nl_msg *msg, const struct nbdnl_connect *c);
 /* The reply's list in `attrs` (len bytes of attributes). For tests, too. -EBADMSG. */
 int nbdnl_parse_status(const void *attrs, size_t len, struct nbdnl_device *devices,
 		       unsigned devices_max, unsigned *devices_n);
+
+/* Makes `nl` hear of connections that the kernel gives up (LINK_DEAD), and of nothing else. */
+int nbdnl_listen(struct nbdnl *nl);
+/* For poll(2): readable when something was heard. */
+int nbdnl_fd(const struct nbdnl *nl);
+/* Drops what was heard: which device it was is seen in sysfs and by the daemon. */
+void nbdnl_drain(struct nbdnl *nl);
 
 #endif

@@ -19,6 +19,9 @@ enum {
 	O_WAIT,
 	O_NO_UDEV,
 	O_FORCE,
+	O_WATCH,
+	O_REAP,
+	O_UNTIL_EOF,
 	O_CONTROL,
 	O_JSON,
 	O_AUTO,
@@ -43,6 +46,9 @@ static const struct option longs[] = {
 	{ "wait", required_argument, NULL, O_WAIT },
 	{ "no-udev", no_argument, NULL, O_NO_UDEV },
 	{ "force", no_argument, NULL, O_FORCE },
+	{ "watch", no_argument, NULL, O_WATCH },
+	{ "reap", no_argument, NULL, O_REAP },
+	{ "until-eof", no_argument, NULL, O_UNTIL_EOF },
 	{ "control", required_argument, NULL, O_CONTROL },
 	{ "json", no_argument, NULL, O_JSON },
 	{ "autoattach", no_argument, NULL, O_AUTO },
@@ -61,6 +67,8 @@ void options_help(FILE *out)
 		"       nbdrs-attach -c DEVICE\n"
 		"       nbdrs-attach --conf FILE EXPORT\n"
 		"       nbdrs-attach --autoattach [--conf FILE]\n"
+		"       nbdrs-attach --watch\n"
+		"       nbdrs-attach --reap [--force]\n"
 		"Use an export of nbdrsd as a block device; prints its path when it is usable.\n"
 		"\n"
 		"  -d, --detach             flush and detach; refused while it is in use\n"
@@ -69,6 +77,9 @@ void options_help(FILE *out)
 		"      --autoattach         have systemd attach what attach.conf lists\n"
 		"      --conf FILE          attach as FILE says of EXPORT (default with --autoattach:\n"
 		"                           /etc/nbdrs/attach.conf)\n"
+		"      --watch              give devices new connections when they lose some\n"
+		"      --until-eof          with --watch: end when standard input does\n"
+		"      --reap               detach devices whose daemon no longer serves them\n"
 		"  -C, --connections N      number of sockets, 1 to 64 (default 1)\n"
 		"  -r, --read-only          attach read-only\n"
 		"      --timeout S          limit for a request (default 0 = none; with -C 120)\n"
@@ -128,7 +139,7 @@ static int set_action(struct options *o, enum action action, unsigned *seen, str
 {
 	if ((*seen & SEEN_MODE) && o->action != action)
 		return err_set(err, -EINVAL,
-			       "only one of --detach, --list, --check and --autoattach can be given");
+			       "only one of --detach, --list, --check, --watch, --reap and --autoattach can be given");
 	*seen |= SEEN_MODE;
 	o->action = action;
 	return 0;
@@ -140,6 +151,9 @@ static int parse_option(int c, struct options *o, unsigned *seen, struct err *er
 	case 'd': return set_action(o, ACT_DETACH, seen, err);
 	case 'l': return set_action(o, ACT_LIST, seen, err);
 	case 'c': return set_action(o, ACT_CHECK, seen, err);
+	case O_WATCH: return set_action(o, ACT_WATCH, seen, err);
+	case O_REAP: return set_action(o, ACT_REAP, seen, err);
+	case O_UNTIL_EOF: o->until_eof = true; return 0;
 	case 'C': *seen |= SEEN_ATTACH_OPT; return parse_connections(optarg, o, err);
 	case 'r':
 		*seen |= SEEN_ATTACH_OPT;
@@ -188,9 +202,10 @@ static int check_words(int n, char **words, struct options *o, struct err *err)
 
 	switch (o->action) {
 	case ACT_LIST:
-		return n == 0 ? 0 : err_set(err, -EINVAL, "'%s': --list takes no names", words[0]);
+	case ACT_WATCH:
+	case ACT_REAP:
 	case ACT_AUTOATTACH:
-		return n == 0 ? 0 : err_set(err, -EINVAL, "'%s': --autoattach takes no names", words[0]);
+		return n == 0 ? 0 : err_set(err, -EINVAL, "'%s': no name goes with this option", words[0]);
 	case ACT_DETACH:
 	case ACT_CHECK:
 		if (n != 1 || !*words[0])
@@ -272,8 +287,10 @@ int options_parse(int argc, char **argv, struct options *o, struct err *err)
 		return rc;
 	if (o->action != ACT_ATTACH && (seen & SEEN_ATTACH_OPT))
 		return err_set(err, -EINVAL, "an option that only attaching takes; see --help");
-	if (o->force && o->action != ACT_ATTACH && o->action != ACT_DETACH)
-		return err_set(err, -EINVAL, "--force goes with attaching and --detach");
+	if (o->force && o->action != ACT_ATTACH && o->action != ACT_DETACH && o->action != ACT_REAP)
+		return err_set(err, -EINVAL, "--force goes with attaching, --detach and --reap");
+	if (o->until_eof && o->action != ACT_WATCH)
+		return err_set(err, -EINVAL, "--until-eof goes with --watch");
 	if (o->json && o->action != ACT_LIST)
 		return err_set(err, -EINVAL, "--json goes with --list");
 	if (o->conf && o->action != ACT_ATTACH && o->action != ACT_AUTOATTACH)

@@ -9,7 +9,17 @@
 
 #include "nbdrs/err.h"
 
-enum action { ACT_ATTACH, ACT_DETACH, ACT_LIST, ACT_CHECK, ACT_AUTOATTACH, ACT_VERSION, ACT_HELP };
+enum action {
+	ACT_ATTACH,
+	ACT_DETACH,
+	ACT_LIST,
+	ACT_CHECK,
+	ACT_WATCH,
+	ACT_REAP,
+	ACT_AUTOATTACH,
+	ACT_VERSION,
+	ACT_HELP,
+};
 
 enum { WAIT_DEFAULT_S = 10, DEAD_CONN_DEFAULT_S = 300, TIMEOUT_MULTI_S = 120, SECONDS_MAX = 86400 };
 
@@ -22,7 +32,7 @@ struct options {
 	unsigned connections;
 	uint32_t block_size; /* 0 = what the export needs */
 	uint32_t timeout_s, dead_conn_timeout_s, wait_s;
-	bool is_read_only, force, json, no_udev;
+	bool is_read_only, force, json, no_udev, until_eof;
 };
 
 /*

@@ -67,6 +67,7 @@ enum {
 	OPT_FORCE,
 	OPT_OPEN,
 	OPT_EXPORTS,
+	OPT_CHECK_HANDOVER,
 };
 
 static const struct flag {
@@ -96,6 +97,8 @@ static const struct flag {
 	  INIT },
 	{ "force", NULL, "init: replace what is there; destroy: do not ask", OPT_FORCE, INIT | DESTROY },
 	{ "open", NULL, "open the volumes, read-only", OPT_OPEN, CHECK },
+	{ "check-handover", "N", "parse all this and exit: could it take over from an nbdrsd that leaves format N?",
+	  OPT_CHECK_HANDOVER, SERVE },
 	{ "log-level", "LEVEL", "error, warn, info or debug (default info)", OPT_LOG_LEVEL, EVERY },
 	{ "help", NULL, "print this", 'h', EVERY },
 	{ "version", NULL, "print the version", 'V', EVERY },
@@ -296,6 +299,8 @@ static int take_flag(struct args *a, int value, int argc, char **argv)
 	case OPT_SIZE_BYTES: return take_size(optarg, &a->size);
 	case OPT_FORCE: a->force = true; return 0;
 	case OPT_OPEN: a->open = true; return 0;
+	case OPT_CHECK_HANDOVER:
+		return take_number("check-handover", optarg, 1, UINT_MAX, &a->check_handover);
 	case OPT_LOG_LEVEL:
 		if (log_level_parse(optarg, &a->log_level))
 			return usage_error("--log-level: '%s' is not error, warn, info or debug", optarg);
@@ -436,7 +441,9 @@ int args_parse(int argc, char **argv, struct args *a, int *exit_code)
 {
 	int rc;
 
-	*a = (struct args){ .control = CTL_DEFAULT_PATH,
+	*a = (struct args){ .argv = argv,
+			    .argc = argc,
+			    .control = CTL_DEFAULT_PATH,
 			    .max_conns = 10000,
 			    .handshake_ns = 10 * SECOND_NS,
 			    .drain_ns = 30 * SECOND_NS,

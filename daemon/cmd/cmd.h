@@ -5,11 +5,14 @@
 #ifndef NBDRS_CMD_H
 #define NBDRS_CMD_H
 
+#include <spawn.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "conf/conffile.h"
+#include "nbdrs/co.h"
 #include "nbdrs/err.h"
+#include "nbdrs/export.h"
 #include "nbdrs/layer.h"
 #include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
@@ -33,6 +36,9 @@ struct volume_arg {
 
 struct args {
 	int (*run)(const struct args *a); /* the command; returns an exit code */
+	char **argv;			  /* the whole line; secrets in it get masked later */
+	int argc;
+	unsigned check_handover;	  /* 0 = no, else the format in question */
 	const char *command;
 	const char *topic;		  /* of `help`; NULL = none */
 	struct volume_arg *volumes;	  /* -e, or DRIVER CONN, in order */
@@ -91,6 +97,53 @@ int volume_parse(const struct volume_arg *v, bool read_only, struct spec **spec,
  * IO_FLUSHER and locked memory. What is not permitted costs one log line each. Before threads exist.
  */
 void process_prepare(void);
+
+/* Whether the process has a capability (capabilities(7)), effective. */
+bool process_has_cap(int cap);
+
+/*
+ * posix_spawn(3) with no signal blocked or ignored: ours are. -errno.
+ */
+int process_spawn(const char *program, char *const argv[], const posix_spawn_file_actions_t *files,
+		  pid_t *pid);
+
+/*
+ * Runs `nbdrs-attach --watch` for the control socket `path` beside us, which gives kernel devices new
+ * connections; started anew should it die. Once, any thread; where it can't be had the log says what follows
+ * from that. Nothing happens without CAP_SYS_ADMIN: then it is somebody else's task.
+ */
+void watcher_start(const char *path);
+/* Whether the kernel has a device that was attached to some nbdrsd: one before this, perhaps. Reads sysfs. */
+bool watcher_has_devices(void);
+/* Ends it, if it was started. */
+void watcher_stop(void);
+
+struct handover;
+
+/*
+ * Going over to a new program (upgrade.c). upgrade_prepare: before the command line is touched; -ENOMEM. upgrade_ask
+ * is ctl_upgrade_hook; when it returns 0, upgrade_event_fd becomes readable. upgrade_save: `h` into a file, whose
+ * descriptor is the caller's. upgrade_exec returns only when it could not be done.
+ * upgrade_take: 1 = *h is what another one left (handover_clear), 0 = nobody did, -errno.
+ */
+int upgrade_prepare(const struct args *a);
+int upgrade_event_fd(void);
+CO_FN int upgrade_ask(const char *binary, struct err *err);
+int upgrade_save(const struct handover *h, int *fd, struct err *err);
+int upgrade_exec(const struct handover *h, int file);
+int upgrade_take(struct handover *h, struct err *err);
+
+/*
+ * The service manager keeps descriptors from one process to the next (fdstore.c), where the unit says so by FDSTORE in
+ * the environment (systemd does it by itself from 254 on). fdstore_put: the file of a handover and its connections,
+ * to be taken by the one that is started next, if any is; else they are closed. fdstore_take: 1 = *h is what was
+ * put there, its descriptors ours, 0 = there was nothing, -errno. fdstore_forget: the manager drops its copies,
+ * because of which the kernel would never see that a connection has ended.
+ */
+bool fdstore_is_there(void);
+int fdstore_put(const struct handover *h, int file);
+int fdstore_take(struct handover *h, struct err *err);
+void fdstore_forget(void);
 
 /* Tells the service manager (sd_notify(3)); nothing happens without one. Newline-separated assignments. */
 void notify_manager(const char *state);

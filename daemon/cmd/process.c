@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <linux/capability.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -27,15 +28,45 @@ static void become_io_flusher(void)
 			 err_name(errno));
 }
 
-/* With CAP_IPC_LOCK the limit does not count. */
-static bool is_lock_unlimited(void)
+bool process_has_cap(int cap)
 {
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3] = { 0 };
+
+	return syscall(SYS_capget, &head, caps) == 0 &&
+	       caps[CAP_TO_INDEX(cap)].effective & CAP_TO_MASK(cap);
+}
+
+extern char **environ;
+
+int process_spawn(const char *program, char *const argv[], const posix_spawn_file_actions_t *files,
+		  pid_t *pid)
+{
+	posix_spawnattr_t attr;
+	sigset_t none, all;
+	int rc = posix_spawnattr_init(&attr);
+
+	if (rc)
+		return -rc;
+	(void)sigemptyset(&none); /* these can't fail */
+	(void)sigfillset(&all);
+	rc = posix_spawnattr_setsigmask(&attr, &none);
+	if (!rc)
+		rc = posix_spawnattr_setsigdefault(&attr, &all);
+	if (!rc)
+		rc = posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+	if (!rc)
+		rc = posix_spawn(pid, program, files, &attr, argv, environ);
+	(void)posix_spawnattr_destroy(&attr); /* can't fail */
+	return -rc;
+}
+
+/* With CAP_IPC_LOCK the limit does not count. */
+static bool is_lock_unlimited(void)
+{
 	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
 
-	if (syscall(SYS_capget, &head, caps) == 0 &&
-	    caps[CAP_TO_INDEX(CAP_IPC_LOCK)].effective & CAP_TO_MASK(CAP_IPC_LOCK))
+	if (process_has_cap(CAP_IPC_LOCK))
 		return true;
 	(void)setrlimit(RLIMIT_MEMLOCK, &limit); /* needs CAP_SYS_RESOURCE; looked at next */
 	return getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY;

@@ -3,8 +3,11 @@
  * `serve`: the daemon's life.
  *
  *	parse -> open exports -> bind -> accept -> control socket -> READY   (a failure undoes what was done)
- *	READY -> SIGTERM or SIGINT -> control socket closed -> listeners closed -> connections drained ->
- *	exports flushed and closed -> exit
+ *	READY -> `upgrade` -> held: nothing is read, what is in flight ends -> flushed -> everything written down ->
+ *	closed as below, but no socket -> exec; a failure before "closed" goes back to READY
+ *	(a new image that was left something takes it in place of bind, and accepts it before it accepts others)
+ *	READY -> SIGTERM or SIGINT -> connections of devices are kept, where that can be (fdstore.c) -> control socket
+ *	closed -> listeners closed -> connections drained -> exports flushed and closed -> exit
  *	a second signal, at any time -> exit at once
  *
  * The main thread does nothing but wait for signals; they are blocked in all threads and read from a
@@ -26,6 +29,8 @@
 #include "nbdrs/conn.h"
 #include "nbdrs/ctl.h"
 #include "nbdrs/export.h"
+#include "nbdrs/handover.h"
+#include "nbdrs/io.h"
 #include "net/listen.h"
 
 struct serve {
@@ -35,6 +40,10 @@ struct serve {
 	bool is_stop_asked;
 	bool has_control;
 	bool has_flush_failed;
+	struct handover left; /* what another one left to us, or we leave to the next */
+	int left_fd;	      /* the same as a file, -1 = not yet */
+	bool was_left;
+	bool is_kept; /* `left` is for the service manager */
 	struct err err;
 };
 
@@ -114,17 +123,47 @@ static CO_FN void close_all(struct serve *s)
 	}
 }
 
+static const char *watched_control; /* for the hook, which has no argument */
+
+static void device_attached(void)
+{
+	if (watcher_has_devices())
+		watcher_start(watched_control);
+}
+
+static struct listen_conf listen_conf(const struct serve *s)
+{
+	return (struct listen_conf){ .max_conns = s->a->max_conns, .handshake_ns = s->a->handshake_ns };
+}
+
+/* The connections of the nbdrsd before this, and then its devices. */
+static CO_FN int take_over(struct serve *s)
+{
+	const size_t n = s->left.conns_n;
+	unsigned lost = conns_adopt(&s->left);
+	int rc = ctl_devices_adopt(&s->left);
+
+	if (rc)
+		return err_set(&s->err, rc, "out of memory");
+	ctl_generation = s->left.generation;
+	log_info("taken over connections=%zu lost=%u generation=%u", n - lost, lost, ctl_generation);
+	fdstore_forget();
+	handover_clear(&s->left);
+	return 0;
+}
+
 static CO_FN int start_run(void *arg)
 {
 	struct serve *s = arg;
-	const struct listen_conf conf = { .max_conns = s->a->max_conns,
-					  .handshake_ns = s->a->handshake_ns };
+	const struct listen_conf conf = listen_conf(s);
 	int rc = 0;
 
 	for (unsigned i = 0; i < s->a->volumes_n && !rc; i++)
 		rc = export_add(s->a->volumes[i].name, TAKE_PTR(s->specs[i]), s->a->read_only, &s->err);
 	if (!rc)
-		rc = open_listeners(s->a, &s->err);
+		rc = s->left.listeners_n ? listeners_adopt(&s->left, &s->err) : open_listeners(s->a, &s->err);
+	if (!rc && s->was_left)
+		rc = take_over(s);
 	if (!rc)
 		rc = listeners_start(&conf, &s->err);
 	/* Last: who gets an answer here may count on the daemon to serve. */
@@ -137,9 +176,99 @@ static CO_FN int start_run(void *arg)
 	return rc;
 }
 
+static int save_file(void *arg)
+{
+	struct serve *s = arg;
+
+	return upgrade_save(&s->left, &s->left_fd, &s->err);
+}
+
+/* With nothing in flight. All that may fail is in here. */
+static CO_FN int write_down(struct serve *s)
+{
+	int rc = exports_flush();
+
+	if (rc)
+		return err_set(&s->err, rc, "a flush failed (%s)", err_name(rc));
+	s->left.generation = ctl_generation + 1;
+	rc = conns_save(&s->left);
+	if (!rc)
+		rc = listeners_save(&s->left);
+	if (!rc)
+		rc = ctl_devices_save(&s->left);
+	if (rc)
+		return err_set(&s->err, rc, "out of memory");
+	return offload(save_file, s);
+}
+
+/* 0: nothing is served any more, and the next one has all it needs. Else everything goes on. */
+static CO_FN int leave_run(void *arg)
+{
+	struct serve *s = arg;
+	const struct listen_conf conf = listen_conf(s);
+	int rc = exports_flush(); /* most of the work, while everybody is served */
+
+	if (rc)
+		return err_set(&s->err, rc, "a flush failed (%s)", err_name(rc));
+	listeners_hold();
+	rc = conns_hold(false, now_ns() + s->a->drain_ns);
+	if (rc)
+		(void)err_set(&s->err, rc, "requests in flight took longer than --drain-timeout");
+	else
+		rc = write_down(s);
+	if (rc) {
+		struct err err = { "" };
+
+		handover_clear(&s->left);
+		conns_resume();
+		if (listeners_start(&conf, &err))
+			log_error("no new clients: %s", err.msg);
+		return rc;
+	}
+	if (s->has_control)
+		ctl_stop();
+	conns_forget();
+	listeners_forget();
+	(void)conns_drain(now_ns()); /* there are none: what they shared */
+	rc = exports_close();
+	if (rc)
+		log_error("closing for an upgrade: error=%s", err_name(rc)); /* flushed before: nothing is lost */
+	return 0;
+}
+
+/*
+ * Where the service manager keeps descriptors: those of kernel devices, for the daemon that it may start next. All
+ * others end as ever. What goes wrong here costs a pause: devices wait for new connections then.
+ */
+static CO_FN void keep_devices(struct serve *s)
+{
+	int rc = conns_hold(true, now_ns() + s->a->drain_ns);
+
+	s->left.generation = ctl_generation + 1;
+	if (!rc)
+		rc = conns_save(&s->left);
+	if (!rc && s->left.conns_n)
+		rc = ctl_devices_save(&s->left);
+	if (!rc && s->left.conns_n)
+		rc = offload(save_file, s);
+	if (!rc && s->left.conns_n) {
+		conns_forget();
+		s->is_kept = true;
+		return;
+	}
+	if (rc)
+		log_warn("connections of devices are not kept for the next nbdrsd error=%s", err_name(rc));
+	handover_clear(&s->left);
+	conns_resume();
+}
+
 static CO_FN int stop_run(void *arg)
 {
-	close_all(arg);
+	struct serve *s = arg;
+
+	if (fdstore_is_there())
+		keep_devices(s);
+	close_all(s);
 	return 0;
 }
 
@@ -207,13 +336,45 @@ static int run_on_reactor(struct serve *s, CO_FN int (*fn)(void *arg))
 	return e.rc;
 }
 
-static void wait_for_stop(struct serve *s)
+/* True when everything has been handed over, and only exec is left. */
+static bool try_upgrade(struct serve *s)
 {
-	struct pollfd fd = { .fd = s->signal_fd, .events = POLLIN };
+	const uint64_t begin = now_ns();
+	eventfd_t count;
+	int rc;
 
-	while (!s->is_stop_asked)
-		if (poll(&fd, 1, -1) > 0)
+	(void)eventfd_read(upgrade_event_fd(), &count); /* poll said so */
+	notify_manager("STATUS=going over to a new nbdrsd");
+	log_info("going over to a new nbdrsd");
+	s->err.msg[0] = '\0';
+	rc = run_on_reactor(s, leave_run);
+	if (!rc) {
+		log_info("handed over connections=%zu ms=%u", s->left.conns_n,
+			 (unsigned)((now_ns() - begin) / 1000000));
+		return true;
+	}
+	log_error("the upgrade was called off, this daemon goes on error=%s reason=\"%s\"", err_name(rc),
+		  s->err.msg);
+	ctl_upgrade_err = s->err;
+	notify_manager("STATUS=serving; an upgrade was called off");
+	return false;
+}
+
+/* True when it ends for an upgrade. */
+static bool wait_for_stop(struct serve *s)
+{
+	struct pollfd fds[2] = { { .fd = s->signal_fd, .events = POLLIN },
+				 { .fd = upgrade_event_fd(), .events = POLLIN } };
+
+	while (!s->is_stop_asked) {
+		if (poll(fds, ARRAY_LEN(fds), -1) <= 0)
+			continue;
+		if (fds[0].revents)
 			take_signal(s);
+		else if (fds[1].revents && try_upgrade(s))
+			return true;
+	}
+	return false;
 }
 
 /* Blocks the signals for this and all later threads; -errno. */
@@ -238,6 +399,7 @@ static int open_signals(struct serve *s)
 static int serve_on_reactors(struct serve *s)
 {
 	char text[128];
+	bool is_upgrade;
 	int rc = run_on_reactor(s, start_run);
 
 	if (rc) {
@@ -249,8 +411,15 @@ static int serve_on_reactors(struct serve *s)
 	(void)snprintf(text, sizeof(text), "READY=1\nSTATUS=serving %u export%s", s->a->volumes_n,
 		       s->a->volumes_n == 1 ? "" : "s");
 	notify_manager(text);
-	wait_for_stop(s);
+	if (s->has_control && watcher_has_devices())
+		watcher_start(s->a->control);
+	is_upgrade = wait_for_stop(s);
+	if (is_upgrade) {
+		watcher_stop();
+		return CMD_OK; /* serve() does the rest, without threads */
+	}
 
+	watcher_stop(); /* or it would try to mend what we are about to end */
 	notify_manager("STOPPING=1\nSTATUS=waiting for requests in flight");
 	(void)run_on_reactor(s, stop_run); /* what can fail is in has_flush_failed */
 	log_info("stopped");
@@ -277,6 +446,9 @@ static int serve(struct serve *s)
 		return CMD_FAILED;
 	}
 	process_prepare();
+	watched_control = s->a->control;
+	ctl_attached_hook = device_attached;
+	ctl_upgrade_hook = upgrade_ask;
 	rc = reactors_start(&s->a->reactor, &s->err);
 	if (rc) {
 		cmd_complain("%s", s->err.msg);
@@ -284,23 +456,61 @@ static int serve(struct serve *s)
 	}
 	code = serve_on_reactors(s);
 	reactors_stop();
-	return code;
+	if (s->is_kept) {
+		rc = fdstore_put(&s->left, s->left_fd);
+		log_info("left to the service manager connections=%zu error=%s", s->left.conns_n,
+			 rc ? err_name(rc) : "none");
+		return code;
+	}
+	/* Asked to stop meanwhile: the end of the process closes the sockets, and devices wait for the next one. */
+	if (s->left_fd < 0 || s->is_stop_asked)
+		return code;
+	rc = upgrade_exec(&s->left, s->left_fd);
+	cmd_complain("cannot go over to a new program: %s", strerror(-rc));
+	return CMD_FAILED;
+}
+
+/* The command line is right; can it read what the one that asks would leave? */
+static int check_handover(struct serve *s)
+{
+	for (unsigned i = 0; i < s->a->volumes_n; i++)
+		spec_free(s->specs[i]);
+	free(s->specs);
+	if (s->a->check_handover == HANDOVER_FORMAT) {
+		printf(HANDOVER_YES "\n");
+		return CMD_OK;
+	}
+	cmd_complain("nbdrsd %s takes over format %d, not %u; restart it instead", NBDRS_VERSION, HANDOVER_FORMAT,
+		     s->a->check_handover);
+	return CMD_FAILED;
 }
 
 int cmd_serve(const struct args *a)
 {
-	struct serve s = { .a = a, .signal_fd = -1 };
-	int code = CMD_USAGE;
+	struct serve s = { .a = a, .signal_fd = -1, .left_fd = -1 };
+	int code = CMD_USAGE, rc;
 
 	s.specs = calloc(a->volumes_n, sizeof(struct spec *));
-	if (!s.specs) {
+	if (!s.specs || upgrade_prepare(a)) {
 		cmd_complain("out of memory");
+		free(s.specs);
 		return CMD_FAILED;
 	}
-	if (parse_volumes(&s) == 0)
+	rc = parse_volumes(&s);
+	if (!rc && a->check_handover)
+		return check_handover(&s);
+	if (!rc) {
+		rc = upgrade_take(&s.left, &s.err);
+		if (!rc)
+			rc = fdstore_take(&s.left, &s.err);
+		s.was_left = rc > 0;
+		rc = MIN(rc, 0);
+	}
+	if (!rc)
 		code = serve(&s);
 	else
 		cmd_complain("%s", s.err.msg);
+	handover_clear(&s.left);
 	for (unsigned i = 0; i < a->volumes_n; i++)
 		spec_free(s.specs[i]);
 	free(s.specs);

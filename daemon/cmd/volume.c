@@ -12,6 +12,7 @@
 #include "conf/secret.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/export.h"
+#include "nbdrs/identity.h"
 #include "nbdrs/progress.h"
 
 enum { MAP_EXTENTS = 512 };
@@ -151,7 +152,9 @@ static CO_FN int init_run(void *arg)
 {
 	struct job *job = arg;
 
-	return chain_create(job->chain, job->a->size, job->a->force, &job->err);
+	int rc = chain_create(job->chain, job->a->size, job->a->force, &job->err);
+
+	return rc ? rc : identity_make(job->chain, job->a->force, &job->err);
 }
 
 int cmd_init(const struct args *a)
@@ -175,7 +178,9 @@ static CO_FN int destroy_run(void *arg)
 {
 	struct job *job = arg;
 
-	return chain_destroy(job->chain, &job->err);
+	int rc = identity_remove(job->chain, &job->err);
+
+	return rc ? rc : chain_destroy(job->chain, &job->err);
 }
 
 static int confirm_destroy(const struct job *job)

@@ -7,6 +7,8 @@
  *
  *	attach    -> entry with id and export, no device name yet
  *	attached  -> has its name ("/dev/nbd0")
+ *	attach with a device's name -> new sockets for an entry, or the entry of a device that a daemon before
+ *		this one has left
  *	gone when detached names the device, or when the daemon's ends of all its sockets are closed
  *	(noticed at the next status or attach: the peer name of the connections carries the id)
  *
@@ -15,6 +17,7 @@
  */
 #include "ctl/ctl_int.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,6 +25,7 @@
 
 #include "nbdrs/conn.h"
 #include "nbdrs/ctl.h"
+#include "nbdrs/handover.h"
 #include "nbdrs/layer.h"
 #include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
@@ -40,8 +44,11 @@ struct device {
 	const struct export *export;
 	unsigned connections;
 	uid_t uid;
+	bool is_starting;               /* its sockets are being made */
 	char name[DEVICE_NAME_MAX + 1]; /* "" until `attached` came */
 };
+
+void (*ctl_attached_hook)(void);
 
 static struct list devices = LIST_INIT(devices);
 static size_t devices_n;
@@ -70,29 +77,92 @@ static void peer_name(uint64_t id, char *out)
 	(void)snprintf(out, PEER_MAX, "kernel:%llu", (unsigned long long)id);
 }
 
-/* Connections of `d` that are still served. */
-static unsigned count_alive(const struct device *d, const struct ctl_conns *conns)
+static struct device *device_find_name(const char *name)
 {
+	list_for_each(d, &devices, struct device, node)
+		if (strcmp(d->name, name) == 0)
+			return d;
+	return NULL;
+}
+
+/* A device's connections: those that work, and those that are cut but have requests in the chain. */
+struct tally {
+	unsigned alive, ghosts;
+};
+
+static struct tally count_conns(const struct device *d, const struct ctl_conns *conns)
+{
+	struct tally t = { 0 };
 	char peer[PEER_MAX];
-	unsigned n = 0;
 
 	peer_name(d->id, peer);
-	for (size_t i = 0; i < conns->n; i++)
-		n += conns->v[i].is_kernel && strcmp(conns->v[i].peer, peer) == 0;
-	return n;
+	for (size_t i = 0; i < conns->n; i++) {
+		const struct ctl_conn *c = &conns->v[i];
+
+		if (!c->is_kernel || strcmp(c->peer, peer) != 0)
+			continue;
+		t.alive += !c->is_cut;
+		t.ghosts += c->is_cut && c->in_flight > 0;
+	}
+	return t;
 }
 
 void ctl_devices_prune(const struct ctl_conns *conns)
 {
-	list_for_each(d, &devices, struct device, node)
-		if (count_alive(d, conns) == 0)
+	list_for_each(d, &devices, struct device, node) {
+		const struct tally t = count_conns(d, conns);
+
+		if (t.alive + t.ghosts == 0 && !d->is_starting)
 			device_free(d);
+	}
 }
 
 void ctl_devices_free(void)
 {
 	list_for_each(d, &devices, struct device, node)
 		device_free(d);
+}
+
+int ctl_devices_save(struct handover *h)
+{
+	h->next_device = next_id;
+	list_for_each(d, &devices, struct device, node) {
+		struct handover_device *to = handover_add_device(h);
+
+		if (!to)
+			return -ENOMEM;
+		to->id = d->id;
+		to->connections = d->connections;
+		to->uid = d->uid;
+		(void)snprintf(to->name, sizeof(to->name), "%s", d->name); /* fits */
+		to->backend_id = strdup(d->export->backend_id);
+		if (!to->backend_id)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+int ctl_devices_adopt(const struct handover *h)
+{
+	next_id = h->next_device;
+	for (size_t i = 0; i < h->devices_n; i++) {
+		const struct handover_device *from = &h->devices[i];
+		const struct export *e = export_find_backend(from->backend_id);
+		struct device *d = e ? calloc(1, sizeof(*d)) : NULL;
+
+		if (e && !d)
+			return -ENOMEM;
+		if (!d)
+			continue; /* its connections are closed, too */
+		*d = (struct device){ .id = from->id,
+				      .export = e,
+				      .connections = from->connections,
+				      .uid = from->uid };
+		(void)snprintf(d->name, sizeof(d->name), "%s", from->name); /* fits */
+		list_add(&devices, &d->node);
+		devices_n++;
+	}
+	return 0;
 }
 
 json_t *ctl_devices(const struct export *e, const struct ctl_conns *conns)
@@ -106,7 +176,7 @@ json_t *ctl_devices(const struct export *e, const struct ctl_conns *conns)
 			    list, json_pack("{s:o, s:I, s:i, s:i, s:I}", "device",
 					    d->name[0] ? json_string(d->name) : json_null(), "attach_id",
 					    (json_int_t)d->id, "connections", (int)d->connections,
-					    "connections_alive", (int)count_alive(d, conns), "uid",
+					    "connections_alive", (int)count_conns(d, conns).alive, "uid",
 					    (json_int_t)d->uid)))
 			return NULL;
 	}
@@ -225,89 +295,6 @@ static json_t *attach_json(const struct export *e, uint64_t id, bool read_only)
 			 backing, "attach_id", (json_int_t)id);
 }
 
-static CO_FN int prune_now(void)
-{
-	_cleanup_conns_ struct ctl_conns conns = { 0 };
-	int rc = ctl_conns_collect(&conns);
-
-	if (!rc)
-		ctl_devices_prune(&conns);
-	return rc;
-}
-
-/* Checks the request's members; 0, or -errno with the text of the refusal. */
-static int attach_parse(json_t *req, struct export **e, unsigned *n, bool *read_only, struct err *err)
-{
-	json_t *conns = json_object_get(req, "connections"), *ro = json_object_get(req, "read_only");
-	const char *name;
-	bool bad;
-
-	name = ctl_get_text(req, "export", &bad);
-	if (!name)
-		return err_set(err, -EINVAL, "attach needs \"export\", a string");
-	if (ro && !json_is_boolean(ro))
-		return err_set(err, -EINVAL, "\"read_only\" must be true or false");
-	if (conns && (!json_is_integer(conns) || json_integer_value(conns) < 1 ||
-		      json_integer_value(conns) > CTL_MAX_FDS))
-		return err_set(err, -EINVAL, "\"connections\" must be a number from 1 to %d", CTL_MAX_FDS);
-	*e = export_find(name);
-	if (!*e)
-		return err_set(err, -ENOENT,
-			       "there is no export '%s'; `nbdrsctl status` lists what is served", name);
-	*n = conns ? (unsigned)json_integer_value(conns) : 1;
-	if (*n > 1 && !((*e)->tflags & NBD_FLAG_CAN_MULTI_CONN))
-		return err_set(err, -EOPNOTSUPP,
-			       "export '%s' can't do several connections: a flush on one would not cover "
-			       "the others; use one",
-			       (*e)->name);
-	*read_only = json_is_true(ro);
-	return 0;
-}
-
-int ctl_cmd_attach(struct ctl_peer *p, json_t *req)
-{
-	int theirs[CTL_MAX_FDS];
-	struct export *e = NULL;
-	struct device *d;
-	bool read_only = false;
-	struct err err;
-	unsigned n = 0;
-	uint64_t id;
-	int rc;
-
-	rc = attach_parse(req, &e, &n, &read_only, &err);
-	if (rc)
-		return ctl_refuse(p, rc, "%s", err.msg);
-	if (devices_n >= DEVICES_MAX && (prune_now() || devices_n >= DEVICES_MAX))
-		return ctl_refuse(p, -EBUSY, "%d devices are attached already", DEVICES_MAX);
-	d = calloc(1, sizeof(*d));
-	if (!d)
-		return ctl_refuse(p, -ENOMEM, "out of memory");
-	id = next_id++;
-	rc = start_sockets(e, id, n, read_only, theirs);
-	if (rc) {
-		free(d);
-		return ctl_refuse(p, rc, "cannot make %u sockets: %s%s", n, strerror(-rc),
-				  rc == -EMFILE ? " (raise LimitNOFILE of the daemon)" : "");
-	}
-	*d = (struct device){ .id = id, .export = e, .connections = n, .uid = p->cred.uid };
-	list_add(&devices, &d->node);
-	devices_n++;
-	rc = ctl_answer(p, attach_json(e, id, read_only), theirs, n);
-	for (unsigned i = 0; i < n; i++)
-		(void)close(theirs[i]);
-	if (rc) {
-		/* Nobody has the other ends: the connections are about to end. */
-		d = device_find(id);
-		if (d)
-			device_free(d);
-		return rc;
-	}
-	log_info("attach export=%s id=%llu connections=%u read_only=%d uid=%u pid=%d", e->name,
-		 (unsigned long long)id, n, read_only, p->cred.uid, p->cred.pid);
-	return 0;
-}
-
 /* The member "device": a path or name of printable ASCII without spaces; NULL when it is not that. */
 static const char *get_device(json_t *req)
 {
@@ -320,6 +307,161 @@ static const char *get_device(json_t *req)
 		if (*c <= ' ' || *c > '~')
 			return NULL;
 	return name;
+}
+
+/* An `attach`, checked. */
+struct wish {
+	struct export *export;
+	unsigned n;
+	bool is_read_only;
+	const char *device; /* that is to get new connections; NULL = a new device */
+};
+
+/* For a device that has lost connections: what it was connected to, and nothing else. */
+static int wish_of_device(json_t *req, const char *backend_id, struct wish *w, struct err *err)
+{
+	json_t *size = json_object_get(req, "size");
+
+	w->device = get_device(req);
+	if (!w->device || !json_is_integer(size))
+		return err_set(err, -EINVAL,
+			       "attach by \"backend_id\" needs \"device\", a path, and \"size\", a number");
+	w->export = export_find_backend(backend_id);
+	if (!w->export)
+		return err_set(err, -ENOENT, "nothing is served by the identifier '%.64s'", backend_id);
+	/* The kernel counts in sectors and drops a rest. */
+	if (w->export->size / 512 != (uint64_t)json_integer_value(size) / 512)
+		return err_set(err, -ESTALE, "export '%.64s' has %llu bytes, and %s was attached with %lld",
+			       w->export->name, (unsigned long long)w->export->size, w->device,
+			       (long long)json_integer_value(size));
+	return 0;
+}
+
+static int wish_of_export(json_t *req, struct wish *w, struct err *err)
+{
+	bool bad;
+	const char *name = ctl_get_text(req, "export", &bad);
+
+	if (!name)
+		return err_set(err, -EINVAL, "attach needs \"export\", a string");
+	w->export = export_find(name);
+	if (!w->export)
+		return err_set(err, -ENOENT,
+			       "there is no export '%s'; `nbdrsctl status` lists what is served", name);
+	return 0;
+}
+
+/* Checks the request's members; 0, or -errno with the text of the refusal. */
+static int attach_parse(json_t *req, struct wish *w, struct err *err)
+{
+	json_t *conns = json_object_get(req, "connections"), *ro = json_object_get(req, "read_only");
+	bool bad;
+	const char *backend_id = ctl_get_text(req, "backend_id", &bad);
+	int rc;
+
+	if (bad)
+		return err_set(err, -EINVAL, "\"backend_id\" must be a string");
+	if (ro && !json_is_boolean(ro))
+		return err_set(err, -EINVAL, "\"read_only\" must be true or false");
+	if (conns && (!json_is_integer(conns) || json_integer_value(conns) < 1 ||
+		      json_integer_value(conns) > CTL_MAX_FDS))
+		return err_set(err, -EINVAL, "\"connections\" must be a number from 1 to %d", CTL_MAX_FDS);
+	rc = backend_id ? wish_of_device(req, backend_id, w, err) : wish_of_export(req, w, err);
+	if (rc)
+		return rc;
+	w->n = conns ? (unsigned)json_integer_value(conns) : 1;
+	if (w->n > 1 && !(w->export->tflags & NBD_FLAG_CAN_MULTI_CONN))
+		return err_set(err, -EOPNOTSUPP,
+			       "export '%s' can't do several connections: a flush on one would not cover "
+			       "the others; use one",
+			       w->export->name);
+	w->is_read_only = json_is_true(ro);
+	return 0;
+}
+
+static struct device *device_new(const struct wish *w, const struct ctl_peer *p)
+{
+	struct device *d = calloc(1, sizeof(*d));
+
+	if (!d)
+		return NULL;
+	*d = (struct device){ .id = next_id++, .export = w->export, .uid = p->cred.uid };
+	if (w->device)
+		(void)snprintf(d->name, sizeof(d->name), "%s", w->device); /* fits: checked */
+	list_add(&devices, &d->node);
+	devices_n++;
+	return d;
+}
+
+/*
+ * The entry that `w` is for: a new one, or that of the device. 0, or -errno with the refusal's text. A request
+ * of a lost connection may still be in the chain. The kernel sends it again; were that and a newer write to
+ * the same place answered first, the old one would undo the newer. So it has to end before.
+ */
+static CO_FN int device_for(const struct wish *w, const struct ctl_peer *p, struct device **out,
+			    struct err *err)
+{
+	_cleanup_conns_ struct ctl_conns conns = { 0 };
+	struct device *d;
+
+	if (w->device || devices_n >= DEVICES_MAX) {
+		if (ctl_conns_collect(&conns))
+			return err_set(err, -ENOMEM, "out of memory");
+		ctl_devices_prune(&conns);
+	}
+	d = w->device ? device_find_name(w->device) : NULL;
+	if (d && d->export != w->export) {
+		d->name[0] = '\0'; /* its connections were another attachment's */
+		d = NULL;
+	}
+	if (d && count_conns(d, &conns).ghosts)
+		return err_set(err, -EBUSY, "%s: requests of a lost connection are still being worked on",
+			       w->device);
+	if (!d && devices_n >= DEVICES_MAX)
+		return err_set(err, -EBUSY, "%d devices are attached already", DEVICES_MAX);
+	if (!d)
+		d = device_new(w, p);
+	if (!d)
+		return err_set(err, -ENOMEM, "out of memory");
+	d->connections = w->device ? count_conns(d, &conns).alive + w->n : w->n;
+	d->is_starting = true;
+	*out = d;
+	return 0;
+}
+
+int ctl_cmd_attach(struct ctl_peer *p, json_t *req)
+{
+	int theirs[CTL_MAX_FDS];
+	struct wish w = { 0 };
+	struct device *d = NULL;
+	struct err err;
+	uint64_t id;
+	int rc;
+
+	rc = attach_parse(req, &w, &err);
+	if (!rc)
+		rc = device_for(&w, p, &d, &err);
+	if (rc)
+		return ctl_refuse(p, rc, "%s", err.msg);
+	assert(d); /* no error, so there is one */
+	id = d->id;
+	rc = start_sockets(w.export, id, w.n, w.is_read_only, theirs);
+	/* Without connections it is forgotten at the next look, be it because nobody took the answer. */
+	d = device_find(id);
+	if (d)
+		d->is_starting = false;
+	if (rc)
+		return ctl_refuse(p, rc, "cannot make %u sockets: %s%s", w.n, strerror(-rc),
+				  rc == -EMFILE ? " (raise LimitNOFILE of the daemon)" : "");
+	rc = ctl_answer(p, attach_json(w.export, id, w.is_read_only), theirs, w.n);
+	for (unsigned i = 0; i < w.n; i++)
+		(void)close(theirs[i]);
+	if (rc)
+		return rc;
+	log_info("attach export=%s id=%llu connections=%u read_only=%d uid=%u pid=%d%s%s", w.export->name,
+		 (unsigned long long)id, w.n, w.is_read_only, p->cred.uid, p->cred.pid,
+		 w.device ? " again=" : "", w.device ? w.device : "");
+	return 0;
 }
 
 int ctl_cmd_attached(struct ctl_peer *p, json_t *req)
@@ -343,7 +485,35 @@ int ctl_cmd_attached(struct ctl_peer *p, json_t *req)
 			device_free(other);
 	(void)snprintf(d->name, sizeof(d->name), "%s", name); /* fits: checked */
 	log_info("attached export=%s id=%llu device=%s", d->export->name, (unsigned long long)d->id, name);
+	if (ctl_attached_hook)
+		ctl_attached_hook();
 	return ctl_answer(p, json_object(), NULL, 0);
+}
+
+int ctl_cmd_device(struct ctl_peer *p, json_t *req)
+{
+	_cleanup_conns_ struct ctl_conns conns = { 0 };
+	const char *name = get_device(req), *backend_id;
+	const struct export *e;
+	unsigned alive = 0;
+	bool bad;
+
+	backend_id = ctl_get_text(req, "backend_id", &bad);
+	if (!name || !backend_id)
+		return ctl_refuse(p, -EINVAL, "device needs \"device\", a path, and \"backend_id\", a string");
+	if (ctl_conns_collect(&conns))
+		return ctl_refuse(p, -ENOMEM, "out of memory");
+	e = export_find_backend(backend_id);
+	if (!e)
+		return ctl_refuse(p, -ENOENT, "nothing is served by the identifier '%.64s'", backend_id);
+	/* One without a name is just being attached, or was by a tool that did not live to say so. */
+	list_for_each(d, &devices, struct device, node)
+		if (d->export == e && (!*d->name || strcmp(d->name, name) == 0))
+			alive += count_conns(d, &conns).alive;
+	return ctl_answer(p,
+			  json_pack("{s:o, s:I, s:i}", "export", ctl_text(e->name), "size",
+				    (json_int_t)e->size, "alive", (int)alive),
+			  NULL, 0);
 }
 
 int ctl_cmd_detached(struct ctl_peer *p, json_t *req)

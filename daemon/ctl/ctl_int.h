@@ -58,7 +58,7 @@ const char *ctl_get_text(json_t *req, const char *key, bool *bad);
 struct ctl_conn {
 	uint64_t id, requests, in_flight;
 	const struct export *export;
-	bool is_kernel;
+	bool is_kernel, is_cut;
 	char peer[64];
 };
 
@@ -88,6 +88,8 @@ CO_FN int ctl_cmd_version(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_status(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_attach(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_attached(struct ctl_peer *p, json_t *req);
+CO_FN int ctl_cmd_upgrade(struct ctl_peer *p, json_t *req);
+CO_FN int ctl_cmd_device(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_detached(struct ctl_peer *p, json_t *req);
 CO_FN int ctl_cmd_resize(struct ctl_peer *p, json_t *req);
 

@@ -53,8 +53,8 @@ static struct server {
 static const struct ctl_cmd commands[] = {
 	{ "version", ctl_cmd_version },	  { "status", ctl_cmd_status },
 	{ "attach", ctl_cmd_attach },	  { "attached", ctl_cmd_attached },
-	{ "detached", ctl_cmd_detached },
-	{ "resize", ctl_cmd_resize },
+	{ "detached", ctl_cmd_detached }, { "device", ctl_cmd_device },
+	{ "resize", ctl_cmd_resize },	  { "upgrade", ctl_cmd_upgrade },
 };
 
 json_t *ctl_text(const char *s)
@@ -194,7 +194,8 @@ static CO_FN int handle(struct ctl_peer *p, const char *text, size_t len)
 		if (strcmp(cmd, commands[i].name) == 0)
 			return commands[i].run(p, req);
 	return ctl_refuse(p, -EOPNOTSUPP,
-			  "unknown command '%.64s'; there are version, status, attach, attached, detached, resize",
+			  "unknown command '%.64s'; there are version, status, attach, attached, detached, device, "
+			  "resize, upgrade",
 			  cmd);
 }
 

@@ -45,7 +45,8 @@ static void conn_seen(void *arg, const struct conn_view *v)
 				.requests = v->requests,
 				.in_flight = v->in_flight,
 				.export = export_find(v->export_name),
-				.is_kernel = v->is_kernel };
+				.is_kernel = v->is_kernel,
+				.is_cut = v->is_cut };
 	(void)snprintf(c->peer, sizeof(c->peer), "%s", v->peer); /* cut off is fine for a display */
 }
 
@@ -238,10 +239,35 @@ static CO_FN int send_export(struct ctl_peer *p, const struct export *e, const s
 
 /* --- Commands ----------------------------------------------------------------------------------- */
 
+CO_FN int (*ctl_upgrade_hook)(const char *binary, struct err *err);
+unsigned ctl_generation;
+struct err ctl_upgrade_err;
+
 static json_t *version_json(void)
 {
-	return json_pack("{s:s, s:i, s:s, s:i}", "version", NBDRS_VERSION, "pid", (int)getpid(), "engine",
-			 reactors_engine(), "threads", (int)reactors_n());
+	return json_pack("{s:s, s:i, s:s, s:i, s:I, s:o*}", "version", NBDRS_VERSION, "pid", (int)getpid(), "engine",
+			 reactors_engine(), "threads", (int)reactors_n(), "generation",
+			 (json_int_t)ctl_generation, "upgrade_error",
+			 *ctl_upgrade_err.msg ? ctl_text(ctl_upgrade_err.msg) : NULL);
+}
+
+int ctl_cmd_upgrade(struct ctl_peer *p, json_t *req)
+{
+	struct err err = { "" };
+	bool bad;
+	const char *binary = ctl_get_text(req, "binary", &bad);
+	int rc;
+
+	if (bad || (binary && *binary != '/'))
+		return ctl_refuse(p, -EINVAL, "\"binary\" must be a string, an absolute path");
+	/* A new program runs with the daemon's rights, so this is not for everybody who may look at it. */
+	if (p->cred.uid != 0 && p->cred.uid != geteuid())
+		return ctl_refuse(p, -EACCES, "only root and the daemon's own user may start a new nbdrsd");
+	ctl_upgrade_err.msg[0] = '\0';
+	rc = ctl_upgrade_hook(binary, &err);
+	if (rc)
+		return ctl_refuse(p, rc, "%s", err.msg);
+	return ctl_answer(p, json_pack("{s:I}", "generation", (json_int_t)ctl_generation), NULL, 0);
 }
 
 int ctl_cmd_version(struct ctl_peer *p, json_t *req)

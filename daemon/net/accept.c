@@ -277,6 +277,26 @@ CO_FN static int stop_here(void *arg)
 	return 0;
 }
 
+CO_FN static int hold_here(void *arg)
+{
+	(void)arg;
+	is_stopping = true;
+	stop_watching();
+	list_for_each(c, &clients, struct client, node)
+		(void)shutdown(c->fd, SHUT_RDWR); /* its fiber sees the end of the stream */
+	pthread_mutex_lock(&idle_lock);
+	while (clients_n)
+		co_wq_wait(&idle_wq, &idle_lock);
+	pthread_mutex_unlock(&idle_lock);
+	return 0;
+}
+
+CO_FN void listeners_hold(void)
+{
+	/* Without memory for a fiber it goes on accepting: what is accepted then is lost, and connects again. */
+	(void)reactor_call(reactor_get(0), hold_here, NULL);
+}
+
 CO_FN void listeners_stop(void)
 {
 	/* Without memory for a fiber it ends with the process; the next start finds stale files. */

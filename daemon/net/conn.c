@@ -23,6 +23,7 @@
 
 #include "net/conn_int.h"
 #include "nbdrs/cleanup.h"
+#include "nbdrs/handover.h"
 #include "nbdrs/log.h"
 
 static struct conn_set sets[REACTOR_MAX];
@@ -136,7 +137,7 @@ static void go_idle(struct spinner *s)
 		rxbuf_put(c, TAKE_PTR(c->rx));
 		c->rx_fill = c->rx_pos = 0;
 	}
-	if (c->in.is_armed)
+	if (c->in.is_armed || c->is_held)
 		return;
 	rc = io_watch_arm(&c->in, c->fd, POLLIN, became_readable);
 	if (rc != 0) {
@@ -155,6 +156,7 @@ static void arrive(void *arg)
 	c->reactor = reactor_self();
 	list_add(&set->conns, &c->node);
 	c->is_draining = set->is_draining;
+	c->is_held = set->is_held;
 	conn_mark_busy(c);
 	(void)conn_receive(c);
 }
@@ -188,7 +190,7 @@ static void became_readable(struct io_watch *w, int events)
 		(void)conn_try_close(c);
 		return;
 	}
-	if (c->is_paused || c->is_ending) {
+	if (c->is_paused || c->is_ending || c->is_held) {
 		(void)conn_try_close(c);
 		return;
 	}
@@ -210,8 +212,15 @@ static void flush_deferred(struct reactor_defer *d)
 	struct conn *c = container_of(d, struct conn, flush);
 
 	reply_flush(c);
-	if (!conn_try_close(c))
+	if (conn_try_close(c))
+		return;
+	/* It was held, or comes from the nbdrsd before this: nobody looks at its socket. */
+	if (unlikely(c->must_look)) {
+		c->must_look = false;
+		(void)conn_receive(c);
+	} else {
 		conn_resume(c);
+	}
 }
 
 static void retry_due(struct timer *t)
@@ -219,15 +228,14 @@ static void retry_due(struct timer *t)
 	request_retry_stalled(container_of(t, struct conn, retry));
 }
 
-int conn_start(int fd, const struct session *s, const char *peer)
+/* A connection of this reactor; nobody looks at its socket yet. NULL without memory. */
+static struct conn *conn_new(int fd, const struct session *s, const char *peer)
 {
 	struct conn_set *set = conn_set_self();
 	struct conn *c = calloc(1, sizeof(*c));
 
-	if (c == NULL) {
-		(void)close(fd);
-		return -ENOMEM;
-	}
+	if (c == NULL)
+		return NULL;
 	c->id = atomic_fetch_add(&next_id, 1);
 	c->fd = fd;
 	c->s = *s;
@@ -250,15 +258,69 @@ int conn_start(int fd, const struct session *s, const char *peer)
 	spinner_init(&c->spin, try_receive, go_idle);
 	timer_init(&c->retry, retry_due);
 	c->is_draining = set->is_draining;
+	c->is_held = set->is_held;
 	list_add(&set->conns, &c->node);
 	atomic_fetch_add(&s->export->conns, 1);
 	count_alive(1);
 	log_debug("connection begins id=%ju peer=%s export=%s", (uintmax_t)c->id, c->peer, s->export->name);
+	return c;
+}
+
+int conn_start(int fd, const struct session *s, const char *peer)
+{
+	struct conn *c = conn_new(fd, s, peer);
+
+	if (c == NULL) {
+		(void)close(fd);
+		return -ENOMEM;
+	}
 	if (c->is_draining)
 		c->is_ending = true;
 	if (!conn_try_close(c))
 		go_idle(&c->spin);
 	return 0;
+}
+
+int conn_adopt(struct handover_conn *h, const struct session *s)
+{
+	struct conn *c = conn_new(h->fd, s, h->peer);
+
+	if (c == NULL)
+		return -ENOMEM;
+	if (h->has_refused) {
+		c->refused = request_new(c, &h->refused);
+		if (c->refused == NULL) {
+			conn_forget(c);
+			return -ENOMEM;
+		}
+		c->refused->error = h->refused_error;
+		c->discard = h->discard;
+	}
+	c->left = TAKE_PTR(h->left);
+	c->left_len = h->left_len;
+	h->fd = -1;
+	c->must_look = true;
+	reactor_defer(&c->flush);
+	return 0;
+}
+
+void conn_forget(struct conn *c)
+{
+	conn_receive_abort(c);
+	if (c->rx != NULL)
+		rxbuf_put(c, c->rx);
+	assert(c->rx_live == 0 && c->tx_len == 0 && list_empty(&c->stalled));
+	timer_stop(&c->retry);
+	spinner_stop(&c->spin);
+	list_del(&c->flush.node);
+	set_busy(c, false);
+	list_del(&c->node);
+	log_debug("connection ends id=%ju peer=%s requests=%ju", (uintmax_t)c->id, c->peer,
+		  (uintmax_t)c->requests);
+	atomic_fetch_sub(&c->s.export->conns, 1);
+	free(c->left);
+	free(c);
+	count_alive(-1);
 }
 
 /* The daemon stops, and all that came wholly is answered; half a write is dropped. */
@@ -273,6 +335,7 @@ bool conn_try_close(struct conn *c)
 
 	if (is_drained(c))
 		c->is_ending = true;
+	ghost_look(c);
 	if (!c->is_ending && !c->is_broken)
 		return false;
 	if (c->is_broken)
@@ -287,21 +350,17 @@ bool conn_try_close(struct conn *c)
 	waits |= !io_watch_cancel(&c->out);
 	if (waits)
 		return true;
-	conn_receive_abort(c);
-	if (c->rx != NULL)
-		rxbuf_put(c, c->rx);
-	assert(c->rx_live == 0 && c->tx_len == 0 && list_empty(&c->stalled));
-	timer_stop(&c->retry);
-	list_del(&c->flush.node);
-	set_busy(c, false);
-	list_del(&c->node);
-	log_debug("connection ends id=%ju peer=%s requests=%ju", (uintmax_t)c->id, c->peer,
-		  (uintmax_t)c->requests);
 	(void)close(c->fd); /* nothing of ours is buffered behind it */
-	atomic_fetch_sub(&c->s.export->conns, 1);
-	free(c);
-	count_alive(-1);
+	conn_forget(c);
 	return true;
+}
+
+/* Looks at the socket itself: what the connection knows may be a turn old. */
+static bool is_cut(const struct conn *c)
+{
+	struct pollfd p = { .fd = c->fd };
+
+	return c->is_ending || c->is_broken || (poll(&p, 1, 0) == 1 && p.revents & (POLLHUP | POLLERR));
 }
 
 void conns_each(void (*fn)(void *arg, const struct conn_view *v), void *arg)
@@ -314,6 +373,7 @@ void conns_each(void (*fn)(void *arg, const struct conn_view *v), void *arg)
 			.requests = c->requests,
 			.in_flight = c->in_flight,
 			.is_kernel = c->s.is_kernel,
+			.is_cut = c->s.is_kernel && is_cut(c),
 		};
 
 		fn(arg, &v);

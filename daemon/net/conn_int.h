@@ -85,6 +85,8 @@ struct conn {
 	uint64_t discard;	  /* payload to be thrown away ... */
 	struct request *refused;  /* ... before this is answered */
 	uint64_t batch_ns;	  /* when the bytes came */
+	void *left;		  /* received by the nbdrsd before this: taken before the socket's */
+	size_t left_len, left_at;
 	struct list stalled;	  /* no fiber could be had; tried again when one ends */
 
 	/* sending */
@@ -96,6 +98,8 @@ struct conn {
 	unsigned in_flight;	  /* requests taken in, reply not sent yet */
 	uint64_t in_flight_bytes;
 	uint64_t requests;
+	unsigned changing;	  /* of the kernel's: writes, zeroes and trims in the chain */
+	bool is_ghost;		  /* cut while there were some */
 
 	struct io_watch in, out;
 	struct spinner spin;
@@ -108,6 +112,8 @@ struct conn {
 	bool is_ending;		  /* no more input: finish, answer, close */
 	bool is_broken;		  /* the socket is dead: finish, drop the replies */
 	bool is_draining;	  /* the daemon stops */
+	bool must_look;		  /* `flush` shall receive, for once */
+	bool is_held;		  /* not read until further notice, see conn_handover.c */
 	bool tx_careful;	  /* after EFAULT: one reply per send, to find the one */
 };
 
@@ -115,7 +121,7 @@ struct conn {
 struct conn_set {
 	struct list conns;
 	unsigned busy_n;
-	bool is_draining;
+	bool is_draining, is_held;
 	struct timer busy_timer;
 	struct list free_requests;
 	unsigned free_n;
@@ -126,6 +132,11 @@ struct conn_set *conn_set_self(void);
 
 /* conn.c: closes and frees `c` if it is ending or broken and nothing is left to wait for. True: it is gone. */
 bool conn_try_close(struct conn *c);
+struct handover_conn;
+/* conn.c: frees `c`, which is still (conn_handover.c), and leaves its descriptor open. */
+void conn_forget(struct conn *c);
+/* conn.c: as conn_start, for a connection of the nbdrsd before this. Takes h->fd and h->left when it is 0; -ENOMEM. */
+int conn_adopt(struct handover_conn *h, const struct session *s);
 /* conn.c: a request came: counts the connection as busy. */
 void conn_mark_busy(struct conn *c);
 
@@ -151,6 +162,13 @@ void request_dispatch(struct request *r);
 void request_refuse(struct request *r, enum nbd_error error);
 void request_retry_stalled(struct conn *c);
 void request_pool_free(struct conn_set *set);
+
+/* ghost.c: may have been cut: see whether it leaves changes behind. */
+void ghost_look(struct conn *c);
+/* ghost.c: a change of a kernel connection begins, when no lost one's is left. False: it was cut itself meanwhile. */
+CO_FN bool ghost_enter(struct conn *c);
+/* ghost.c: it has ended. Only after ghost_enter was true. */
+void ghost_leave(struct conn *c);
 
 /* reply.c: builds the reply from r->error and the data, and queues it. Takes r. */
 void reply_queue(struct request *r);

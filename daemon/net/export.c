@@ -14,6 +14,7 @@
 
 #include "nbdrs/cleanup.h"
 #include "nbdrs/export.h"
+#include "nbdrs/identity.h"
 #include "nbdrs/log.h"
 #include "nbdrs/opt.h"
 #include "nbdrs/reactor.h"
@@ -141,17 +142,19 @@ static void cleanup_exportp(struct export **e)
 	export_free(*e);
 }
 
-/* The name and all that follows from it alone. */
-static int set_names(struct export *e, const char *name)
+/* By what the kernel knows it: its name and, where it has one, its identity. */
+static CO_FN int set_backend_id(struct export *e, struct err *err)
 {
-	_cleanup_free_ char *encoded = percent_encode(name);
+	_cleanup_free_ char *encoded = percent_encode(e->name);
+	char identity[IDENTITY_LEN + 1];
+	int rc = identity_read(e->chain, identity, err);
 
-	e->name = strdup(name);
-	if (!encoded || !e->name)
-		return -ENOMEM;
-	if (asprintf(&e->backend_id, "nbdrs.%s", encoded) < 0) {
+	if (rc)
+		return rc;
+	if (!encoded ||
+	    asprintf(&e->backend_id, "nbdrs.%s%s%s", encoded, *identity ? "~" : "", identity) < 0) {
 		e->backend_id = NULL; /* asprintf leaves it undefined */
-		return -ENOMEM;
+		return err_set(err, -ENOMEM, "out of memory");
 	}
 	return 0;
 }
@@ -202,9 +205,9 @@ CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct
 	rc = export_check_name(name, err);
 	if (rc < 0)
 		return rc;
-	rc = set_names(e, name);
-	if (rc < 0)
-		return err_set(err, rc, "out of memory");
+	e->name = strdup(name);
+	if (!e->name)
+		return err_set(err, -ENOMEM, "out of memory");
 
 	rc = chain_build(spec, e->name, read_only, &e->chain, err);
 	if (rc >= 0)
@@ -212,6 +215,8 @@ CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct
 	if (rc < 0)
 		return err_prefix(err, rc, "export '%.64s'", name);
 	rc = set_offer(e, read_only, err);
+	if (rc == 0)
+		rc = set_backend_id(e, err);
 	if (rc < 0) {
 		(void)chain_close(e->chain); /* nothing was written */
 		return err_prefix(err, rc, "export '%.64s'", name);
@@ -223,6 +228,23 @@ CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct
 		log_warn("export is read-only: its chain can't be written name=%s", e->name);
 	append(TAKE_PTR(e));
 	return 0;
+}
+
+CO_FN int exports_flush(void)
+{
+	int first = 0;
+
+	for (struct export *e = exports; e; e = e->next) {
+		int rc = 0;
+		struct chan *chan = chain_chan(e->chain, &rc);
+
+		if (chan)
+			rc = ch_flush(chan);
+		if (rc < 0)
+			log_error("flush failed export=%s error=%s", e->name, err_name(rc));
+		first = first ? first : rc;
+	}
+	return first;
 }
 
 CO_FN int exports_close(void)
@@ -258,6 +280,18 @@ struct export *export_find_n(const char *name, size_t len)
 struct export *export_find(const char *name)
 {
 	return export_find_n(name, strlen(name));
+}
+
+struct export *export_find_backend(const char *backend_id)
+{
+	const size_t len = strlen(backend_id);
+	const bool has_identity = strchr(backend_id, '~');
+
+	for (struct export *e = exports; e; e = e->next)
+		if (strncmp(e->backend_id, backend_id, len) == 0 &&
+		    (e->backend_id[len] == '\0' || (e->backend_id[len] == '~' && !has_identity)))
+			return e;
+	return NULL;
 }
 
 struct export *export_first(void)

@@ -25,6 +25,7 @@
 #endif
 
 #include "nbdrs/cleanup.h"
+#include "nbdrs/handover.h"
 #include "nbdrs/log.h"
 #include "nbdrs/opt.h"
 #include "nbdrs/proto.h"
@@ -453,18 +454,23 @@ static int adopt(int fd, struct err *err)
 
 int listen_systemd(struct err *err)
 {
-	int n = sd_listen_fds(1);
+	char **names = NULL;
+	int n = sd_listen_fds_with_names(1, &names);
+	int adopted = 0, rc = 0;
 
 	if (n < 0)
 		return err_set(err, n, "cannot take the sockets of systemd: %s",
 			       strerrordesc_np(-n));
 	for (int i = 0; i < n; i++) {
-		int rc = adopt(SD_LISTEN_FDS_START + i, err);
-
-		if (rc < 0)
-			return rc;
+		/* Not listening sockets: connections that were kept (cmd/fdstore.c). */
+		if (rc == 0 && strncmp(names[i], "nbdrs-", 6) != 0) {
+			rc = adopt(SD_LISTEN_FDS_START + i, err);
+			adopted++;
+		}
+		free(names[i]);
 	}
-	return n;
+	free(names);
+	return rc < 0 ? rc : adopted;
 }
 #else
 int listen_systemd(struct err *err)
@@ -480,3 +486,50 @@ int listen_systemd(struct err *err)
 		"libsystemd-dev installed, or use --listen and --unix");
 }
 #endif
+
+/* The next nbdrsd. */
+
+int listeners_save(struct handover *h)
+{
+	list_for_each(l, &listeners, struct listener, node)
+	{
+		struct handover_listener *to = handover_add_listener(h);
+
+		if (!to)
+			return -ENOMEM;
+		to->fd = l->fd;
+		to->is_unix = l->is_unix;
+		to->dev = l->path_dev;
+		to->ino = l->path_ino;
+		to->path = l->path ? strdup(l->path) : NULL;
+		if (l->path && !to->path)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+void listeners_forget(void)
+{
+	list_for_each(l, &listeners, struct listener, node)
+	{
+		list_del(&l->node);
+		free(l->path);
+		free(l);
+	}
+}
+
+int listeners_adopt(struct handover *h, struct err *err)
+{
+	for (size_t i = 0; i < h->listeners_n; i++) {
+		struct handover_listener *from = &h->listeners[i];
+		struct listener *l = listener_add(from->fd, from->is_unix);
+
+		if (!l)
+			return err_set(err, -ENOMEM, "out of memory");
+		l->path = TAKE_PTR(from->path);
+		l->path_dev = from->dev;
+		l->path_ino = from->ino;
+	}
+	log_info("listening sockets taken over n=%zu", h->listeners_n);
+	return 0;
+}

@@ -27,6 +27,19 @@ int listen_systemd(struct err *err);
 
 /* Begins to accept. */
 CO_FN int listeners_start(const struct listen_conf *conf, struct err *err);
+struct handover;
+
+/*
+ * For the next nbdrsd: stops accepting and cuts off who is in negotiation (clients wait in the backlog, and those that
+ * were cut connect again). listeners_start calls it off. listeners_save writes the sockets down in `h`, -ENOMEM;
+ * listeners_forget frees the rest and leaves them open.
+ */
+CO_FN void listeners_hold(void);
+int listeners_save(struct handover *h);
+void listeners_forget(void);
+/* Takes over what is in `h`, in place of opening anything. Before listeners_start. -ENOMEM. */
+int listeners_adopt(struct handover *h, struct err *err);
+
 /* Stops accepting, waits for negotiations to end (they get ERR_SHUTDOWN), closes; removes unix socket files it made. */
 CO_FN void listeners_stop(void);
 

@@ -288,6 +288,25 @@ void conn_receive_abort(struct conn *c)
 		request_free(r);
 }
 
+/* The input that the nbdrsd before this had received, as if it came now. */
+static ssize_t receive_left(struct conn *c, const struct msghdr *msg)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < msg->msg_iovlen; i++) {
+		const size_t part = MIN(msg->msg_iov[i].iov_len, c->left_len - c->left_at);
+
+		memcpy(msg->msg_iov[i].iov_base, (char *)c->left + c->left_at, part);
+		c->left_at += part;
+		n += part;
+	}
+	if (c->left_at == c->left_len) {
+		free(c->left);
+		c->left = NULL;
+	}
+	return (ssize_t)n;
+}
+
 /* What one receive brought; *asked is how much it could have brought. */
 static ssize_t receive_some(struct conn *c, size_t *asked)
 {
@@ -306,7 +325,9 @@ static ssize_t receive_some(struct conn *c, size_t *asked)
 		v[1].iov_len = MIN(v[1].iov_len, (size_t)RX_BEHIND);
 	*asked = direct + v[msg.msg_iovlen].iov_len;
 	msg.msg_iovlen++;
-	if (direct > 0)
+	if (unlikely(c->left != NULL))
+		n = receive_left(c, &msg);
+	else if (direct > 0)
 		n = recvmsg(c->fd, &msg, MSG_DONTWAIT);
 	else
 		n = recv(c->fd, v[0].iov_base, v[0].iov_len, MSG_DONTWAIT);
@@ -354,7 +375,7 @@ static bool receive_all(struct conn *c)
 		}
 		c->batch_ns = now_ns();
 		parse(c);
-		if ((size_t)n < asked)
+		if ((size_t)n < asked && c->left == NULL)
 			return true; /* the socket was empty */
 		unanswered += (size_t)n;
 		if (unanswered >= RX_ANSWER) {
@@ -369,7 +390,7 @@ bool conn_receive(struct conn *c)
 {
 	bool any;
 
-	if (c->is_paused || c->is_ending || c->is_broken || c->is_reading)
+	if (c->is_paused || c->is_ending || c->is_broken || c->is_reading || c->is_held)
 		return false;
 	c->is_reading = true;
 	any = receive_all(c);
@@ -386,6 +407,10 @@ bool conn_receive(struct conn *c)
 			reactor_defer(&c->flush);
 		return any;
 	}
+	if (c->left != NULL) {
+		c->must_look = true; /* no socket will tell of it */
+		reactor_defer(&c->flush);
+	}
 	/* Called for nothing (any is false) by a spin, it spins on; by a poll, that must be armed again. */
 	if (!c->is_ending && !c->is_broken && !c->in.is_armed && (any || list_empty(&c->spin.node)))
 		spinner_start(&c->spin);
@@ -394,7 +419,7 @@ bool conn_receive(struct conn *c)
 
 void conn_resume(struct conn *c)
 {
-	if (!c->is_paused || c->is_reading || c->is_ending || c->is_broken || is_over_limit(c))
+	if (!c->is_paused || c->is_reading || c->is_ending || c->is_broken || c->is_held || is_over_limit(c))
 		return;
 	c->is_reading = true;
 	/* Until it stays paused: when the socket took all replies, nothing else would bring us here again. */

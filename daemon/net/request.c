@@ -169,12 +169,32 @@ static CO_FN int do_command(struct request *r, struct chan *chan, struct extmap 
 	}
 }
 
+static bool is_change(const struct request *r)
+{
+	return r->nbd.type == NBD_CMD_WRITE || r->nbd.type == NBD_CMD_WRITE_ZEROES || r->nbd.type == NBD_CMD_TRIM;
+}
+
+/* The kernel sends again what a lost connection has left in the chain: see ghost.c. */
+static CO_FN int do_in_order(struct request *r, struct chan *chan, struct extmap *map)
+{
+	struct conn *c = r->conn;
+	int rc;
+
+	if (!c->s.is_kernel || !is_change(r))
+		return do_command(r, chan, map);
+	if (!ghost_enter(c))
+		return -ESHUTDOWN; /* nobody reads the reply */
+	rc = do_command(r, chan, map);
+	ghost_leave(c);
+	return rc;
+}
+
 static void log_failure(const struct request *r, int rc)
 {
 	static struct log_gate gate;
 	unsigned suppressed;
 
-	if (rc == -ENOTSUP || !log_gate_open(&gate, &suppressed))
+	if (rc == -ENOTSUP || rc == -ESHUTDOWN || !log_gate_open(&gate, &suppressed))
 		return;
 	log_error("request failed export=%s peer=%s command=%u offset=%ju length=%u reason=%s suppressed=%u",
 		  r->conn->s.export->name, r->conn->peer, r->nbd.type, (uintmax_t)r->nbd.off, r->nbd.len,
@@ -205,7 +225,7 @@ static CO_FN void request_fiber(void *arg)
 	counter_add(&stats->entered, 1);
 	chan = chain_chan(e->chain, &rc);
 	if (chan != NULL)
-		rc = is_behind_end(r, e) ? behind_end(r) : do_command(r, chan, &map);
+		rc = is_behind_end(r, e) ? behind_end(r) : do_in_order(r, chan, &map);
 	counter_add(&stats->left, 1);
 	if (unlikely(rc != 0)) {
 		log_failure(r, rc);

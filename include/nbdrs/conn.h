@@ -34,6 +34,7 @@ struct conn_view {
 	const char *export_name, *peer;
 	uint64_t requests, in_flight;
 	bool is_kernel;
+	bool is_cut; /* kernel connections: the kernel has let go of its end, or we of ours */
 };
 
 /* Calls fn for the connections of this reactor. */
@@ -45,6 +46,23 @@ void conns_each(void (*fn)(void *arg, const struct conn_view *v), void *arg);
  * `deadline_ns`; then cuts the rest off (still waiting for requests that sit in the chain). The number cut.
  */
 CO_FN unsigned conns_drain(uint64_t deadline_ns);
+
+struct handover;
+
+/*
+ * Handing connections (all, or those of the kernel) to the next nbdrsd, in this order. conns_hold: stops reading and
+ * waits until nothing is in flight and every reply has left; those of clients (not of the kernel) that hold it up
+ * beyond `deadline_ns` are cut off. -ETIMEDOUT: requests of the kernel take longer; everything goes on as before then.
+ * conns_resume: calls it off. conns_save: writes them down in `h`; -ENOMEM. conns_forget: frees them; their descriptors
+ * stay open.
+ */
+CO_FN int conns_hold(bool only_kernel, uint64_t deadline_ns);
+CO_FN void conns_resume(void);
+CO_FN int conns_save(struct handover *h);
+CO_FN void conns_forget(void);
+
+/* Serves the connections in `h`, from whose entries it takes what it needs. How many had to be closed. */
+CO_FN unsigned conns_adopt(struct handover *h);
 
 /* Connections of all reactors, in any state of transmission. */
 unsigned conns_n(void);

@@ -37,9 +37,11 @@ struct export {
 	_Atomic bool is_paused;
 	uint16_t tflags;     /* enum nbd_tflag; without CAN_MULTI when the chain can't */
 	uint32_t min_block, pref_block, max_payload;
-	char *backend_id;    /* "nbdrs.<percent-encoded name>", for the kernel's BACKEND_IDENTIFIER */
+	/* For the kernel's BACKEND_IDENTIFIER: "nbdrs.<percent-encoded name>", then "~<identity>" if it has one. */
+	char *backend_id;
 	struct export_stats *stats; /* reactors_n() of them */
 	_Atomic unsigned conns;
+	_Atomic unsigned ghosts; /* cut connections of devices with changes in the chain (net/ghost.c) */
 	struct export *next;
 };
 
@@ -53,9 +55,16 @@ int export_check_name(const char *name, struct err *err);
  * fails. `read_only` serves what could be written read-only; what can't be written is served so anyway.
  */
 CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct err *err);
+/* Flushes all. The first error. */
+CO_FN int exports_flush(void);
 /* Closes (flush included) and frees all. The first error of a flush. */
 CO_FN int exports_close(void);
 
+/*
+ * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before
+ * the volume got one, is a name only.
+ */
+struct export *export_find_backend(const char *backend_id);
 /* "" = the default export: the first one. NULL = unknown. */
 struct export *export_find(const char *name);
 /* The same for a name of `len` bytes that may hold anything, zero bytes too. */

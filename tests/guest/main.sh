@@ -12,7 +12,7 @@
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh || exit 1
 
-trouble='WARNING:|BUG:|Oops|INFO: task .* blocked|INFO: rcu|Call Trace|Possible stuck request|refcount_t'
+trouble='WARNING:|BUG:|Oops|INFO: task .* blocked|INFO: rcu|Call Trace|Possible stuck request.* Runtime ([3-9][0-9]|[0-9]{3,}) |refcount_t'
 
 start_session() {	# FILE SECONDS: a test, not waited for longer than that
 	setsid timeout -k 5 "$2" bash -eu "/run/guest/$1"

@@ -13,15 +13,14 @@ make_disk /srv/disk0.img 64Mi
 make_disk /srv/disk1.img 32Mi
 serve -e disk0 raw file:/srv/disk0.img
 must "attach with 2 connections" attached -C 2 --timeout 60 --dead-conn-timeout 120 disk0 /dev/nbd1
-mkfs.ext4 -q "$dev"
+mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 "$dev"	# or it writes when the daemon is killed
 mount "$dev" /mnt
 echo before >/mnt/before
 bounded 20 sync -f /mnt
 
 kill -KILL "$daemon"
 wait "$daemon" || :
-echo during >/mnt/during
-(sync -f /mnt) 2>/tmp/sync.err &
+(echo during >/mnt/during && sync -f /mnt) 2>/tmp/sync.err &
 writer=$!
 fails 3 "$CTL" "no daemon yet: status 3, and it does not hang" attach disk0
 check "the writer waits" kill -0 $writer

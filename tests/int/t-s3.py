@@ -427,13 +427,13 @@ def destroy_leaves_what_is_not_its_own():
 @suite.case
 def destroy_that_was_cut_short_goes_on():
     b = Bucket(server, client)
-    for verb, left in (("POST", 21), ("DELETE", 1)):
+    for verb, path, left in (("DELETE", "uuid", 21), ("POST", None, 21), ("DELETE", "/size", 1)):
         init(S64, b.chain)
         for n in range(20):
             b.put(f"block-{n}", b"x")
         with FaultProxy(server.port) as proxy:
-            # First the blocks are not let go, then the last, the volume's own object.
-            proxy.rule(Fault("status", code=403, body=b"<Error><Code>AccessDenied</Code></Error>"), method=verb)
+            # First it is not let go who it is, then the blocks, then the last, the volume's own object.
+            proxy.rule(Fault("status", code=403, body=b"<Error><Code>AccessDenied</Code></Error>"), method=verb, path=path)
             conn = "s3:" + server.url(b.prefix, proxy.port)
             refused(conn, f"127.0.0.1:{proxy.port}", driver=S64, cmd=("destroy", "--force"))
             found = {n for n in b.names() if n == "size" or n.startswith("block-")}

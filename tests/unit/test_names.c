@@ -80,6 +80,22 @@ static void test_backend(void **state)
 	}
 }
 
+/* Which volume it is follows the name, and is no part of it. */
+static void test_identity(void **state)
+{
+	static const char *const bad[] = { "nbdrs.a~", "nbdrs.a~0123456789abcde", "nbdrs.a~0123456789abcdef0",
+					   "nbdrs.a~0123456789ABCDEF", "nbdrs.a~0123456789abcdef~0123456789abcdef",
+					   "nbdrs.~0123456789abcdef" };
+	char text[EXPORT_NAME_LEN], link[LINK_NAME_LEN];
+
+	assert_int_equal(name_from_backend("nbdrs.a%20b~0123456789abcdef", text), 0);
+	assert_string_equal(text, "a b");
+	assert_int_equal(name_to_link("nbdrs.a%20b~0123456789abcdef", link), 0);
+	assert_string_equal(link, "a\\x20b");
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++)
+		assert_int_equal(name_from_backend(bad[i], text), -EINVAL);
+}
+
 static void test_foreign_backend(void **state)
 {
 	static const char *const bad[] = { "",          "disk0",     "nbdrs",     "nbdrs.",
@@ -133,7 +149,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_index),   cmocka_unit_test(test_partition),
-		cmocka_unit_test(test_backend), cmocka_unit_test(test_foreign_backend),
+		cmocka_unit_test(test_backend), cmocka_unit_test(test_identity), cmocka_unit_test(test_foreign_backend),
 		cmocka_unit_test(test_lengths),
 	};
 
