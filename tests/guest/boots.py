@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Boots of a machine with systemd whose fstab has file systems on nbdrs: mounted without a hand, unmounted cleanly,
-and down in bounded time when the store is away. A part of run, which shows and counts its results."""
+and down in bounded time when the store is away; the daemon restarted and killed under them. A part of run, which shows and counts its results."""
 import os
 import re
 import subprocess
@@ -21,7 +21,7 @@ disk0 raw file:/dev/vdc
 disk1 raw retry[deadline=5s]:fault[file=/run/store-away,error=ECONNREFUSED]:file:/dev/vdd
 """
 ATTACH = """\
-disk0 /dev/nbd2 --connections 2
+disk0 /dev/nbd2 --connections 2 --timeout 10
 disk1           # the kernel picks
 """
 FSTAB = """\

@@ -64,6 +64,23 @@ if [[ $BOOT == 1 ]]; then
 	check "the daemon lends from the page cache (mincore is let through)" eval '
 		for _ in 1 2 3 4 5 6; do dd if=/dev/nbd2 of=/dev/null bs=1M count=8 iflag=direct status=none; done
 		[[ $(nbdrsctl status --json disk0 | jq "[.exports[0].layers[].lent // 0] | add") -gt 0 ]]'
+	# What is written meanwhile arrives, and nobody is told of an error.
+	goes_on() {	# COMMAND...: while somebody writes
+		local writer rc=0 old new
+		old=$(systemctl show -P MainPID nbdrs)
+		(for n in {1..20}; do head -c 512k /dev/urandom >/data/w.$n && sync /data/w.$n || exit 1; nap 0.05; done) &
+		writer=$!
+		"$@" || return 1
+		wait_for 60 ended $writer || { echo "the writer hangs"; return 1; }
+		wait $writer || { echo "the writer failed"; rc=1; }
+		new=$(systemctl show -P MainPID nbdrs)
+		[[ $new != 0 && $new != "$old" ]] || { echo "it is still process $new"; rc=1; }
+		mounted_from /data /dev/nbd2 && ! dmesg | grep "I/O error" && return $rc
+	}
+	check "systemctl restart nbdrs under a mounted file system" goes_on systemctl restart nbdrs
+	check "kill -9 of the daemon: systemd starts it, devices are connected again" goes_on systemctl kill -s KILL nbdrs
+	devices_live() { [[ $(nbdrs-attach -l --json | jq '[.devices[] | select(.state == "live")] | length') == 2 ]]; }
+	check "both devices are live" wait_for 30 devices_live
 	before=$(state)
 	for _ in {1..10}; do
 		udevadm trigger
