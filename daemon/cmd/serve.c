@@ -231,6 +231,7 @@ static CO_FN int leave_run(void *arg)
 	listeners_forget();
 	(void)conns_drain(now_ns()); /* there are none: what they shared */
 	rc = exports_close();
+	watchdog_stop(); /* the next one starts its own */
 	if (rc)
 		log_error("closing for an upgrade: error=%s", err_name(rc)); /* flushed before: nothing is lost */
 	return 0;

@@ -64,6 +64,11 @@ if [[ $BOOT == 1 ]]; then
 	check "the daemon lends from the page cache (mincore is let through)" eval '
 		for _ in 1 2 3 4 5 6; do dd if=/dev/nbd2 of=/dev/null bs=1M count=8 iflag=direct status=none; done
 		[[ $(nbdrsctl status --json disk0 | jq "[.exports[0].layers[].lent // 0] | add") -gt 0 ]]'
+	pid=$(systemctl show -P MainPID nbdrs)
+	is_next() { [[ "$(nbdrsctl version --json | jq .generation) $(systemctl show -P MainPID nbdrs)" == "1 $pid" ]]; }
+	check "systemctl reload nbdrs: another program" bounded 60 systemctl reload nbdrs
+	check "in the same process" wait_for 30 is_next
+	check "the file system on it goes on" bounded 60 eval 'echo 1 >/data/life && sync -f /data'
 	# What is written meanwhile arrives, and nobody is told of an error.
 	goes_on() {	# COMMAND...: while somebody writes
 		local writer rc=0 old new
