@@ -37,7 +37,7 @@ UDEVDIR ?= $(PREFIX)/lib/udev/rules.d
 
 DEPS_BUILD := gcc libc6-dev make pkg-config liburing-dev libnl-3-dev libnl-genl-3-dev \
               libjansson-dev libsystemd-dev libcurl4-openssl-dev libssl-dev libexpat1-dev scdoc \
-              uthash-dev
+              uthash-dev libxxhash-dev
 DEPS_GUEST := qemu-system-x86 qemu-utils python3 busybox-static kmod udev systemd e2fsprogs util-linux \
               mount fdisk procps dmsetup iproute2 jq strace fio zstd xz-utils lz4 nbdkit \
               nbd-server nbd-client

@@ -95,18 +95,26 @@ uint64_t run_status(struct run *r, const char *key)
 	return q.value;
 }
 
-/* The chain's text with the folder in the place of "@". */
+/* The chain's text with the folder in the place of each "@". */
 static char *expand(const struct run *r)
 {
-	const char *at = strchr(r->what->text, '@');
+	const char *from = r->what->text;
 	char *text = NULL;
+	size_t len;
+	FILE *f = open_memstream(&text, &len);
 
-	if (!at)
-		return strdup(r->what->text);
-	if (asprintf(&text, "%.*s%s%s", (int)(at - r->what->text), r->what->text, r->folder,
-		     at + 1) < 0)
+	if (!f)
 		return NULL;
-	return text;
+	for (; *from; from++) {
+		if (*from == '@')
+			(void)fputs(r->folder, f);
+		else
+			(void)fputc(*from, f);
+	}
+	if (fclose(f) == 0)
+		return text;
+	free(text);
+	return NULL;
 }
 
 /* As chain_build() does it for a new one. */

@@ -1,24 +1,23 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * cache: memory in front of a slower layer. Above a mapping (cache:sharded:...) it keeps blocks of
+ * cache: fast in front of slow. Above a mapping (cache:sharded:...) it keeps blocks of
  * the disk, below one (sharded:cache:...) pieces of objects; both in granules of one size, filled
  * by ranged reads.
  *
- * It writes through: a write is answered when the layer below has answered it, so nothing is ever
- * only here. What was written is kept for reading.
+ *	mode=writethrough	a write is answered by the layer below; memory keeps what was read
+ *				and written: cache_through.c, cache_table.c
+ *	mode=writeback		a write is answered when it is in a journal, on disk or in memory,
+ *				and is sent below later. On top of the other mode, which is how it
+ *				reads and writes below. Requests: cache_back.c, cache_objects.c; the
+ *				journal: cache_journal.c, _segment, _replay, _record; what of it is
+ *				not below yet: cache_dirty.c, _queue; sending: cache_send.c, _unit
  *
- * Consistency. Fetches hold the lock of the granules they fill (shared) until the data is in the
- * table, changes hold it (exclusive) from before the request below until the table has changed as
- * well. So what is in the table is what the layer below would answer, or what it answered before a
- * change that has not been answered yet; a put drops the old object before it is sent, since stat
- * is not cached and must not be ahead of reads. `del` takes no lock (of many objects, in any order, locks
- * would wait for each other): it drops what is there afterwards, fetches on their way included.
- *
- * Promises: those of the layer below, for flush, FUA, trim, crash and several writers; a read may
- * be answered from memory. Whatever fails below leaves nothing in the cache.
+ * Promises. Writing through: those of the layer below, for flush, FUA, trim, crash and several
+ * writers; whatever fails below leaves nothing in the cache. Writing back: see docs/consistency.md.
  *
  * Memory: `mem`, and beyond it granules being fetched, which are at most as many as requests in
- * flight need.
+ * flight need; some 100 bytes for each part of the journal that is not below; for each unit on its
+ * way its data, or the object.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -26,23 +25,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "layer/cache/cache_table.h"
+#include "layer/cache/cache_int.h"
 #include "layer/layers.h"
 #include "nbdrs/opt.h"
-#include "nbdrs/rangelock.h"
 
-/* Granules fetched by one request, and parts of a large request that are worked on at a time. */
-enum { RUN_MAX = IOV_SLICE_MAX, PARALLEL = 16 };
-/* Granules looked up at a stretch before others have their turn. */
-enum { TURN = 512 };
-
-struct cache {
-	uint64_t mem, granule; /* options */
-
-	unsigned shift; /* log2 of granule */
-	struct cache_table *table;
-	struct rangelock ranges; /* see above */
-};
+#define SIZE_DISK UINT64_C(1 << 30)
+#define SIZE_MEM  UINT64_C(128 << 20)
 
 static const struct opt options[] = {
 	{ .name = "mem",
@@ -59,16 +47,85 @@ static const struct opt options[] = {
 	  .min = 4096,
 	  .max = 4 << 20,
 	  .help = "bytes fetched and kept together, a power of two" },
+	{ .name = "mode",
+	  .type = OPT_ENUM,
+	  .field = offsetof(struct cache, mode),
+	  .def = "writethrough",
+	  .choices = "writethrough|writeback",
+	  .help = "writeback: writes are answered before the layer below has them" },
+	{ .name = "disk",
+	  .type = OPT_STR,
+	  .field = offsetof(struct cache, disk),
+	  .help = "folder for the journal of writeback; without it the journal is in memory" },
+	{ .name = "size",
+	  .type = OPT_SIZE,
+	  .field = offsetof(struct cache, size),
+	  .min = 1 << 20,
+	  .max = UINT64_C(1) << 40,
+	  .help = "bytes of the journal (1Gi if absent, 128Mi in memory); writers wait when it is full" },
+	{ .name = "durability",
+	  .type = OPT_ENUM,
+	  .field = offsetof(struct cache, durability),
+	  .def = "auto",
+	  .choices = "auto|local|remote",
+	  .help = "where flushed data is: local = in the journal, remote = below; auto: local with disk" },
+	{ .name = "lag",
+	  .type = OPT_TIME_NS,
+	  .field = offsetof(struct cache, lag_ns),
+	  .def = "5s",
+	  .max = UINT64_C(86400000000000),
+	  .help = "unsaved data is sent below after so long, sooner when the journal fills" },
+	{ .name = "uploads",
+	  .type = OPT_UINT,
+	  .field = offsetof(struct cache, uploads),
+	  .def = "16",
+	  .min = 1,
+	  .max = 256,
+	  .help = "objects, or 4 MiB of a disk each, sent below at a time" },
+	{ .name = "away",
+	  .type = OPT_ENUM,
+	  .field = offsetof(struct cache, away),
+	  .def = "wait",
+	  .choices = "wait|error|readonly",
+	  .help = "what happens when the layer below takes nothing for longer than `after`" },
+	{ .name = "after",
+	  .type = OPT_TIME_NS,
+	  .field = offsetof(struct cache, after_ns),
+	  .def = "5m",
+	  .help = "see `away`" },
+	{ .name = "volume",
+	  .type = OPT_STR,
+	  .field = offsetof(struct cache, volume),
+	  .help = "whose journal it is, in place of the chain below" },
 	OPT_END,
 };
 
 /* --- Life ------------------------------------------------------------------------------------- */
 
-static CO_FN int cache_open(struct layer *l, struct err *err)
+static int check_back(const struct cache *c, struct err *err)
 {
-	struct cache *c = l->self;
-	int rc;
+	if (c->mode == MODE_WRITETHROUGH && c->disk)
+		return err_set(
+			err, -EINVAL,
+			"layer cache: option \"disk\" is for mode=writeback: what is only cached is kept in "
+			"memory");
+	if (c->mode == MODE_WRITETHROUGH && c->durability != DURABILITY_AUTO)
+		return err_set(err, -EINVAL,
+			       "layer cache: option \"durability\" is for mode=writeback");
+	if (c->durability == DURABILITY_LOCAL && !c->disk)
+		return err_set(
+			err, -EINVAL,
+			"layer cache: durability=local needs a folder for the journal, as in "
+			"disk=/var/cache/nbdrs/disk0");
+	if (c->disk && c->disk[0] != '/')
+		return err_set(err, -EINVAL,
+			       "layer cache: option \"disk\": \"%s\" must be an absolute path",
+			       c->disk);
+	return 0;
+}
 
+static int check_options(struct cache *c, struct err *err)
+{
 	if (c->granule & (c->granule - 1))
 		return err_set(err, -EINVAL,
 			       "layer cache: granule=%" PRIu64 " is no power of two; 65536 is one",
@@ -78,358 +135,209 @@ static CO_FN int cache_open(struct layer *l, struct err *err)
 			err, -EINVAL,
 			"layer cache: mem must hold four granules at least; make it larger, or "
 			"granule smaller");
+	return check_back(c, err);
+}
+
+/* After check_options(). */
+static void fill_in(struct cache *c)
+{
+	c->is_local = c->durability == DURABILITY_LOCAL ||
+		      (c->durability == DURABILITY_AUTO && c->disk);
+	c->journal_size = c->size ? c->size : c->disk ? SIZE_DISK : SIZE_MEM;
 	c->shift = (unsigned)__builtin_ctzll(c->granule);
-	rc = cache_table_new(c->mem, (uint32_t)c->granule, &c->table);
-	if (rc)
-		return err_set(err, rc, "layer cache: out of memory");
-	rangelock_init(&c->ranges);
-	l->caps &= ~(unsigned)CAN_LEND; /* the store's memory may be older than ours */
-	return 0;
+}
+
+static const char *mode_name(const struct cache *c)
+{
+	return c->mode == MODE_WRITEBACK ? "writeback" : "writethrough";
+}
+
+static const char *durability_name(const struct cache *c)
+{
+	return c->mode == MODE_WRITEBACK && c->is_local ? "local" : "remote";
+}
+
+static void set_back_caps(struct layer *l)
+{
+	const struct cache *c = l->self;
+
+	if (c->back->is_ro) {
+		l->caps &= ~(unsigned)(CAN_WRITE | CAN_MAP);
+		return;
+	}
+	l->caps |= CAN_PARTIAL | CAN_ZERO | CAN_FAST_ZERO | CAN_TRIM | CAN_FLUSH | CAN_MULTI;
+	l->caps &= ~(unsigned)CAN_FUA;
+	if (c->is_local)
+		l->caps |= CAN_FUA;
+	if (l->is_keyed)
+		l->caps &= ~(unsigned)CAN_MAP; /* what is only here has no map */
+	l->pref_io = MIN(l->pref_io, 4096U);
 }
 
 static CO_FN void cache_close(struct layer *l)
 {
 	struct cache *c = l->self;
 
+	back_close(l);
 	cache_table_free(c->table);
 	c->table = NULL;
 	rangelock_destroy(&c->ranges);
 }
 
-static CO_FN void lock_range(struct cache *c, struct range_hold *hold, struct ext e, bool is_shared)
+static void say_mode(const struct layer *l)
 {
-	const uint64_t from = align_down(e.off, c->granule);
+	const struct cache *c = l->self;
 
-	rangelock_lock(&c->ranges, hold, e.obj->hash, from,
-		       align_up(e.off + e.len, c->granule) - from, is_shared);
+	log_info("%s: cache mode=%s durability=%s%s%s unsaved_bytes=%" PRIu64,
+		 l->export_name ? l->export_name : "cache", mode_name(c), durability_name(c),
+		 c->disk ? " disk=" : "", c->disk ? c->disk : "",
+		 c->back ? atomic_load(&c->back->dirty.bytes) : 0);
 }
 
-/* --- Reading ---------------------------------------------------------------------------------- */
-
-/* A read, or a part of one. iov NULL: only fetch. */
-struct job {
-	struct chan *c;
-	struct ext e;
-	const struct iov *iov;
-	bool is_locked; /* the whole range is, shared */
-	uint64_t next;  /* taken up to here */
-	int rc;
-};
-
-/* What one request below fetches. */
-struct run {
-	struct granule *g[RUN_MAX];
-	struct iovec v[RUN_MAX];
-	uint64_t first; /* its number */
-	unsigned n;
-};
-
-/* Of a disk, the last granule may be short. */
-static uint64_t clip(const struct chan *ch, uint64_t end)
+static CO_FN int cache_open(struct layer *l, struct err *err)
 {
-	const struct layer *l = ch->layer;
+	struct cache *c = l->self;
+	int rc = check_options(c, err);
 
-	return l->is_keyed ? end : MIN(end, l->size);
-}
-
-/* Takes absent granules from `first` on, up to `end` (bytes), for fetching. */
-static void take_run(struct job *j, struct run *r, uint64_t first, uint64_t end)
-{
-	struct cache *c = j->c->layer->self;
-
-	r->first = first;
-	r->n = 0;
-	for (uint64_t n = first; r->n < RUN_MAX && n << c->shift < end; n++) {
-		struct granule *g = cache_table_begin(c->table, j->e.obj, n);
-
-		if (!g)
-			return;
-		r->g[r->n] = g;
-		r->v[r->n++] = (struct iovec){ granule_data(g), c->granule };
+	if (rc)
+		return rc;
+	fill_in(c);
+	rc = cache_table_new(c->mem, (uint32_t)c->granule, &c->table);
+	if (rc)
+		return err_set(err, rc, "layer cache: out of memory");
+	rangelock_init(&c->ranges);
+	l->caps &= ~(unsigned)CAN_LEND; /* the store's memory may be older than ours */
+	if (c->mode == MODE_WRITEBACK)
+		rc = back_open(l, err);
+	if (rc) {
+		cache_close(l);
+		return rc;
 	}
-}
-
-/* Copies what the request wants of the run's granules. */
-static void copy_out(struct job *j, const struct run *r)
-{
-	const struct cache *c = j->c->layer->self;
-
-	for (unsigned i = 0; i < r->n && j->iov; i++) {
-		const uint64_t start = (r->first + i) << c->shift;
-		const uint64_t from = MAX(start, j->e.off);
-		const uint64_t to = MIN(start + c->granule, j->e.off + j->e.len);
-
-		if (from < to)
-			(void)iov_copy_in(j->iov, from - j->e.off,
-					  (uint8_t *)r->v[i].iov_base + (from - start), to - from);
-	}
-}
-
-static CO_FN int fetch_run(struct job *j, struct run *r)
-{
-	struct cache *c = j->c->layer->self;
-	const uint64_t start = r->first << c->shift;
-	const uint64_t len = clip(j->c, start + r->n * c->granule) - start;
-	const uint64_t end = j->e.off + j->e.len;
-	struct iov iov = { r->v, r->n, len };
-	int rc;
-
-	/* Only the last one of the disk can be short: what lies behind it is never asked for. */
-	r->v[r->n - 1].iov_len = len - (r->n - 1) * c->granule;
-	rc = ch_read(j->c->kids[0], (struct ext){ j->e.obj, start, len }, &iov, 0);
-	if (!rc)
-		copy_out(j, r);
-	for (unsigned i = 0; i < r->n; i++) {
-		const uint64_t base = (r->first + i) << c->shift;
-
-		cache_table_fill(c->table, r->g[i], !rc,
-				 (uint32_t)(MIN(end, base + c->granule) - base));
-	}
-	return rc;
-}
-
-/* Past the cache: there is no memory for it. */
-static CO_FN int read_below(struct job *j, uint64_t at, uint64_t len)
-{
-	struct iovec store[IOV_SLICE_MAX];
-	struct iov part;
-
-	if (!j->iov)
-		return 0;
-	part = iov_slice(j->iov, at - j->e.off, len, store, IOV_SLICE_MAX);
-	return ch_read(j->c->kids[0], (struct ext){ j->e.obj, at, len }, &part, 0);
-}
-
-/* Fetches from the granule of `at` on; *done becomes the bytes that this served. */
-static CO_FN int fetch(struct job *j, uint64_t at, uint64_t end, uint64_t *done)
-{
-	struct cache *c = j->c->layer->self;
-	const uint64_t first = at >> c->shift;
-	const uint64_t last = MIN((end - 1) >> c->shift, first + RUN_MAX - 1);
-	struct range_hold hold;
-	struct run r;
-	int rc = 0;
-
-	*done = 0;
-	if (!j->is_locked)
-		rangelock_lock(&c->ranges, &hold, j->e.obj->hash, first << c->shift,
-			       (last - first + 1) << c->shift, true);
-	take_run(j, &r, first, end);
-	if (r.n) {
-		rc = fetch_run(j, &r);
-		*done = MIN((first + r.n) << c->shift, end) - at;
-	}
-	if (!j->is_locked)
-		rangelock_unlock(&c->ranges, &hold);
-	return rc;
-}
-
-/* [at, end) of the request, in order. */
-static CO_FN int read_part(struct job *j, uint64_t at, uint64_t end)
-{
-	const struct cache *c = j->c->layer->self;
-	unsigned tries = 0;
-
-	while (at < end) {
-		const uint64_t n = at >> c->shift;
-		const uint32_t off = (uint32_t)(at & (c->granule - 1));
-		const uint32_t len = (uint32_t)MIN(c->granule - off, end - at);
-		uint64_t done = len;
-		int rc = 0;
-
-		if (cache_table_read(c->table, j->e.obj, n, off, len, j->iov, at - j->e.off) ==
-		    CACHE_MISS) {
-			rc = fetch(j, at, end, &done);
-			if (!rc && !done && ++tries > 2) {
-				/* Somebody else begins to fetch it each time we look, or memory is out. */
-				done = len;
-				rc = read_below(j, at, len);
-			}
-		}
-		if (rc)
-			return rc;
-		if (done)
-			tries = 0;
-		at += done;
-	}
+	if (c->back)
+		set_back_caps(l);
+	say_mode(l);
 	return 0;
 }
 
-static CO_FN void take_parts(void *arg)
+/* --- Requests: by mode ------------------------------------------------------------------------ */
+
+static bool is_back(const struct chan *ch)
 {
-	struct job *j = arg;
-	const struct cache *c = j->c->layer->self;
-	const uint64_t end = j->e.off + j->e.len, step = RUN_MAX * c->granule;
+	const struct cache *c = ch->layer->self;
 
-	while (j->next < end && !j->rc) {
-		const uint64_t at = j->next, to = MIN(align_down(at, step) + step, end);
-		int rc;
-
-		j->next = to;
-		rc = read_part(j, at, to);
-		if (rc && !j->rc)
-			j->rc = rc;
-	}
-}
-
-static CO_FN int read_all(struct job *j)
-{
-	const struct cache *c = j->c->layer->self;
-	const uint64_t step = RUN_MAX * c->granule, end = j->e.off + j->e.len;
-	const uint64_t parts = (end - 1) / step - j->e.off / step + 1;
-	struct co_group g = CO_GROUP_INIT;
-
-	if (parts == 1)
-		return read_part(j, j->e.off, end);
-	j->next = j->e.off;
-	for (uint64_t i = 1; i < MIN(parts, (uint64_t)PARALLEL); i++)
-		co_group_spawn(&g, take_parts, j);
-	take_parts(j);
-	co_group_wait(&g);
-	return j->rc;
+	return c->back != NULL;
 }
 
 static CO_FN int cache_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
 {
-	struct cache *c = ch->layer->self;
-	struct job j = { .c = ch, .e = e, .iov = iov };
-	struct range_hold hold;
-	int rc;
-
-	if (e.len == 0)
-		return 0;
-	/* A put is seen wholly or not at all, also by who reads several granules. */
-	if (!ch->layer->is_keyed || e.off >> c->shift == (e.off + e.len - 1) >> c->shift)
-		return read_all(&j);
-	j.is_locked = true;
-	lock_range(c, &hold, e, true);
-	rc = read_all(&j);
-	rangelock_unlock(&c->ranges, &hold);
-	return rc;
-}
-
-/* NBD_CMD_CACHE: a hint, so what fails is nobody's business. */
-static CO_FN int cache_cache(struct chan *ch, struct ext e)
-{
-	struct job j = { .c = ch, .e = e };
-
-	if (e.len)
-		(void)read_all(&j);
-	return 0;
-}
-
-/* --- Changing --------------------------------------------------------------------------------- */
-
-/* The table after a change below: with the new bytes (iov; NULL: zeroes), or without the granules. */
-static CO_FN void change(struct cache *c, struct ext e, const struct iov *iov, bool is_good)
-{
-	const uint64_t end = e.off + e.len;
-	unsigned n = 0;
-
-	for (uint64_t at = e.off; at < end;) {
-		const uint32_t off = (uint32_t)(at & (c->granule - 1));
-		const uint32_t len = (uint32_t)MIN(c->granule - off, end - at);
-
-		if (is_good)
-			cache_table_change(c->table, e.obj, at >> c->shift, off, len, iov,
-					   at - e.off);
-		else
-			cache_table_drop(c->table, e.obj, at >> c->shift);
-		at += len;
-		if (++n % TURN == 0)
-			co_yield(); /* 4 GiB of zeroes are many granules */
-	}
+	return is_back(ch) ? back_read(ch, e, iov, fl) : through_read(ch, e, iov, fl);
 }
 
 static CO_FN int cache_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
 {
-	struct cache *c = ch->layer->self;
-	struct range_hold hold;
-	int rc;
-
-	lock_range(c, &hold, e, false);
-	rc = ch_write(ch->kids[0], e, iov, fl);
-	change(c, e, iov, rc == 0);
-	rangelock_unlock(&c->ranges, &hold);
-	return rc;
+	return is_back(ch) ? back_write(ch, e, iov, fl) : through_write(ch, e, iov, fl);
 }
 
 static CO_FN int cache_zero(struct chan *ch, struct ext e, unsigned fl)
 {
-	struct cache *c = ch->layer->self;
-	struct range_hold hold;
-	int rc;
-
-	lock_range(c, &hold, e, false);
-	rc = ch_zero(ch->kids[0], e, fl);
-	if (rc != -ENOTSUP)
-		change(c, e, NULL, rc == 0);
-	rangelock_unlock(&c->ranges, &hold);
-	return rc;
+	return is_back(ch) ? back_zero(ch, e, fl) : through_zero(ch, e, fl);
 }
 
-/* What is read after a trim is the layer's below to say. */
 static CO_FN int cache_trim(struct chan *ch, struct ext e, unsigned fl)
 {
-	struct cache *c = ch->layer->self;
-	struct range_hold hold;
-	int rc;
-
-	lock_range(c, &hold, e, false);
-	rc = ch_trim(ch->kids[0], e, fl);
-	change(c, e, NULL, false);
-	rangelock_unlock(&c->ranges, &hold);
-	return rc;
+	return is_back(ch) ? back_zero(ch, e, fl | IO_PUNCH) : through_trim(ch, e, fl);
 }
 
-/* --- Objects ---------------------------------------------------------------------------------- */
+static CO_FN int cache_flush(struct chan *ch)
+{
+	return is_back(ch) ? back_flush(ch) : ch_flush(ch->kids[0]);
+}
+
+static CO_FN int cache_map(struct chan *ch, struct ext e, struct extmap *m)
+{
+	return is_back(ch) ? back_map(ch, e, m) : ch_map(ch->kids[0], e, m);
+}
+
+static CO_FN int cache_stat(struct chan *ch, const struct obj *obj, struct obj_stat *st)
+{
+	return is_back(ch) ? back_stat(ch, obj, st) : ch_stat(ch->kids[0], obj, st);
+}
 
 static CO_FN int cache_put(struct chan *ch, const struct put *p, struct obj_stat *st)
 {
-	struct cache *c = ch->layer->self;
-	const uint64_t whole = align_down(p->iov->len, c->granule);
-	struct range_hold hold;
-	int rc;
-
-	rangelock_lock(&c->ranges, &hold, p->obj->hash, 0, UINT64_MAX, false);
-	/* stat is not cached: who has seen the new object there must not read the old one here. */
-	cache_table_drop_from(c->table, p->obj, 0);
-	rc = ch_put(ch->kids[0], p, st);
-	if (rc == 0)
-		change(c, (struct ext){ p->obj, 0, whole }, p->iov, true);
-	rangelock_unlock(&c->ranges, &hold);
-	return rc;
+	return is_back(ch) ? back_put(ch, p, st) : through_put(ch, p, st);
 }
 
 static CO_FN int cache_del(struct chan *ch, const struct obj *objs, unsigned n)
 {
-	struct cache *c = ch->layer->self;
-	int rc = ch_del(ch->kids[0], objs, n);
-
-	for (unsigned i = 0; i < n; i++) {
-		cache_table_drop_from(c->table, &objs[i], 0);
-		co_yield();
-	}
-	return rc;
+	return is_back(ch) ? back_del(ch, objs, n) : through_del(ch, objs, n);
 }
 
-/* --- Another size ----------------------------------------------------------------------------- */
-
-/* The last granule of a disk may be short, and what lies behind the end will be zeroes. */
-static CO_FN int cache_resize(struct chan *ch, uint64_t size, enum resize_phase phase, struct err *err)
+static CO_FN int cache_list(struct chan *ch, const char *prefix, list_fn *fn, void *arg)
 {
-	struct cache *c = ch->layer->self;
-	const uint64_t from = MIN(size, (uint64_t)ch->layer->size) >> c->shift;
-	int rc = ch_resize(ch->kids[0], size, phase, err);
+	return is_back(ch) ? back_list(ch, prefix, fn, arg) : ch_list(ch->kids[0], prefix, fn, arg);
+}
 
-	if (rc || phase != RESIZE_NOW)
-		return rc;
-	cache_table_drop_from(c->table, &obj_none, from);
-	ch->layer->size = ch->kids[0]->layer->size;
-	return 0;
+/* --- Volumes ---------------------------------------------------------------------------------- */
+
+/* Objects have a place to be made only where one of the layers below says so. */
+static bool kid_makes(const struct layer *l, bool create)
+{
+	for (l = l->kids[0]; l; l = l->kids_n ? l->kids[0] : NULL)
+		if (create ? l->ops->create != NULL : l->ops->destroy != NULL)
+			return true;
+	return false;
+}
+
+static CO_FN int cache_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
+			      struct err *err)
+{
+	if (l->is_keyed && !kid_makes(l, true))
+		return 0;
+	return layer_create(l->kids[0], obj, size, force, err);
+}
+
+/* The journal goes with its volume. */
+static CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err)
+{
+	const struct cache *c = l->self;
+	int rc = 0;
+
+	if (!l->is_keyed || kid_makes(l, false))
+		rc = layer_destroy(l->kids[0], obj, err);
+	return rc || !c->disk ? rc : journal_remove(c->disk, err);
 }
 
 /* --- Looking at it ---------------------------------------------------------------------------- */
+
+static void back_status(struct back *b, struct info *i)
+{
+	struct journal_view j;
+	struct dirty_view d;
+	uint64_t sends, bytes, failures;
+	int error;
+
+	journal_view(&b->journal, &j);
+	dirty_view(&b->dirty, &d);
+	pthread_mutex_lock(&b->dirty.lock);
+	sends = b->sends;
+	bytes = b->sent_bytes;
+	failures = b->failures;
+	error = b->error;
+	pthread_mutex_unlock(&b->dirty.lock);
+	info_number(i, "dirty_bytes", d.bytes);
+	info_number(i, "dirty_units", d.units);
+	info_number(i, "oldest_dirty_ms", d.since ? (now_ns() - d.since) / 1000000 : 0);
+	info_number(i, "lag_ms", b->c->lag_ns / 1000000);
+	info_number(i, "journal_used", j.used);
+	info_number(i, "journal_limit", j.limit);
+	info_number(i, "journal_syncs", j.syncs);
+	info_number(i, "sends", sends);
+	info_number(i, "sent_bytes", bytes);
+	info_number(i, "failures", failures);
+	if (j.error || error)
+		i->add(i, "error", err_name(j.error ? j.error : error));
+}
 
 static void cache_status(struct layer *l, struct info *i)
 {
@@ -439,17 +347,21 @@ static void cache_status(struct layer *l, struct info *i)
 	if (!c->table)
 		return;
 	cache_table_view(c->table, &v);
-	i->add(i, "mode", "writethrough");
+	i->add(i, "mode", mode_name(c));
+	i->add(i, "durability", durability_name(c));
 	info_number(i, "mem_bytes", v.bytes);
 	info_number(i, "mem_limit", c->mem);
 	info_number(i, "hits", v.hits);
 	info_number(i, "misses", v.misses);
+	info_number(i, "hit_percent", v.hits * 100 / MAX(v.hits + v.misses, UINT64_C(1)));
 	info_number(i, "evictions", v.evictions);
+	if (c->back)
+		back_status(c->back, i);
 }
 
 const struct layer_ops cache_layer = {
 	.name = "cache",
-	.help = "memory in front of a slower layer; writes through",
+	.help = "memory, and a journal on disk, in front of a slower layer",
 	.opts = options,
 	.self_size = sizeof(struct cache),
 	.min_kids = 1,
@@ -460,9 +372,14 @@ const struct layer_ops cache_layer = {
 	.write = cache_write,
 	.zero = cache_zero,
 	.trim = cache_trim,
-	.cache = cache_cache,
+	.flush = cache_flush,
+	.map = cache_map,
+	.cache = through_cache,
+	.stat = cache_stat,
 	.put = cache_put,
 	.del = cache_del,
-	.resize = cache_resize,
+	.list = cache_list,
+	.create = cache_create,
+	.destroy = cache_destroy,
 	.status = cache_status,
 };

@@ -134,7 +134,9 @@ void cache_table_free(struct cache_table *t)
 	free(t);
 }
 
-/* --- Finding; with the stripe's lock held ------------------------------------------------------- */
+/*
+ * --- Finding; with the stripe's lock held -------------------------------------------------------
+ */
 
 /* splitmix64's finaliser: neighbours go to different stripes. */
 static uint64_t mix(const struct obj *obj, uint64_t n)
@@ -236,7 +238,10 @@ static bool evict_step(struct cache_table *t, struct stripe *s)
 
 static void make_room(struct cache_table *t, struct stripe *s)
 {
-	/* Each granule is passed a few times at most; those being fetched may fill all of it, for a moment. */
+	/*
+	 * Each granule is passed a few times at most; those being fetched may fill all of it, for a
+	 * moment.
+	 */
 	uint64_t steps = (FREQ_MAX + 2) * (s->count[SMALL] + s->count[MAIN]);
 
 	while (s->count[SMALL] + s->count[MAIN] >= t->stripe_max && steps-- > 0)

@@ -46,8 +46,8 @@ CO_FN enum lookup cache_table_read(struct cache_table *t, const struct obj *obj,
 struct granule *cache_table_begin(struct cache_table *t, const struct obj *obj, uint64_t n);
 uint8_t *granule_data(struct granule *g);
 /*
- * The data is there (or not: !is_good), and was read up to `read_to`. It becomes valid unless it was
- * dropped meanwhile.
+ * The data is there (or not: !is_good), and was read up to `read_to`. It becomes valid unless it
+ * was dropped meanwhile.
  */
 void cache_table_fill(struct cache_table *t, struct granule *g, bool is_good, uint32_t read_to);
 

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * What the files of layer `cache` share.
+ */
+#ifndef NBDRS_LAYER_CACHE_INT_H
+#define NBDRS_LAYER_CACHE_INT_H
+
+#include "layer/cache/cache_dirty.h"
+#include "layer/cache/cache_journal.h"
+#include "layer/cache/cache_table.h"
+#include "nbdrs/layer.h"
+#include "nbdrs/log.h"
+#include "nbdrs/rangelock.h"
+#include "nbdrs/reactor.h"
+
+enum cache_mode { MODE_WRITETHROUGH, MODE_WRITEBACK };
+enum cache_durability { DURABILITY_AUTO, DURABILITY_LOCAL, DURABILITY_REMOTE };
+enum cache_away { AWAY_WAIT, AWAY_ERROR, AWAY_READONLY };
+
+struct back;
+
+struct cache {
+	/* Options. */
+	uint64_t mem, granule, size, lag_ns, uploads, after_ns;
+	unsigned mode, durability, away;
+	char *disk, *volume;
+
+	bool is_local;         /* durability */
+	uint64_t journal_size; /* size */
+	unsigned shift; /* log2 of granule */
+	struct cache_table *table;
+	struct rangelock ranges; /* see cache_through.c */
+	struct back *back;       /* NULL: writes through */
+};
+
+/* What a write-back cache has beside. */
+struct back {
+	struct cache *c;
+	struct layer *l;
+	const char *name; /* for the log */
+	char *volume;
+	bool is_ro;
+	bool is_whole; /* objects below are only put whole */
+	struct journal journal;
+	struct dirty dirty;
+	struct rangelock objects; /* of a keyed one: a put excludes changes of its object */
+	_Atomic uint64_t puts,
+		flushed; /* puts that went past the journal; those that a flush covered */
+
+	/* Sending; on one reactor. */
+	struct reactor *home;
+	struct chan *chan; /* of this layer */
+	struct co_group workers;
+
+	/* Under dirty.lock. */
+	bool is_stopping, has_keeper, is_freeing;
+	uint64_t retry_at;  /* ns: failed ones are not tried before */
+	uint64_t bad_since; /* ns: the first failure since the last success, 0 = all is well */
+	int error;          /* the last one; 0 after a success */
+	unsigned failed_in_row;
+	uint64_t sends, sent_bytes, failures;
+	uint64_t second, this_second, last_second; /* bytes sent in them */
+	uint64_t pace_until; /* ns: writers that are slowed have their turns up to here */
+	struct log_gate gate;
+};
+
+/*
+ * --- cache_through.c: to the layer below, past the journal -------------------------------------
+ */
+
+CO_FN int through_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
+CO_FN int through_cache(struct chan *ch, struct ext e);
+CO_FN int through_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
+CO_FN int through_zero(struct chan *ch, struct ext e, unsigned fl);
+CO_FN int through_trim(struct chan *ch, struct ext e, unsigned fl);
+CO_FN int through_put(struct chan *ch, const struct put *p, struct obj_stat *st);
+CO_FN int through_del(struct chan *ch, const struct obj *objs, unsigned n);
+
+/*
+ * --- cache_back.c: requests over the journal ---------------------------------------------------
+ */
+
+CO_FN int back_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
+CO_FN int back_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
+CO_FN int back_zero(struct chan *ch, struct ext e, unsigned fl);
+CO_FN int back_flush(struct chan *ch);
+CO_FN int back_map(struct chan *ch, struct ext e, struct extmap *m);
+
+/*
+ * --- cache_objects.c: whole objects over the journal --------------------------------------------
+ */
+
+CO_FN int back_stat(struct chan *ch, const struct obj *obj, struct obj_stat *st);
+CO_FN int back_put(struct chan *ch, const struct put *p, struct obj_stat *st);
+CO_FN int back_del(struct chan *ch, const struct obj *objs, unsigned n);
+CO_FN int back_list(struct chan *ch, const char *prefix, list_fn *fn, void *arg);
+/* Writes a change into the journal; of a keyed layer it waits for a put of the object. */
+CO_FN int back_append(struct back *b, struct record *r);
+
+/*
+ * --- cache_send.c: in the background -----------------------------------------------------------
+ */
+
+/* Opens journal and index and starts sending. */
+CO_FN int back_open(struct layer *l, struct err *err);
+/* Sends what there is, once, and ends. */
+CO_FN void back_close(struct layer *l);
+/* Everything that was answered is below; its flush is the caller's. */
+CO_FN int back_drain(struct back *b);
+CO_FN int back_drain_object(struct back *b, const struct obj *obj);
+/* Slows a writer of so many bytes down, or refuses it. */
+CO_FN int back_throttle(struct back *b, uint64_t len);
+/* What is wrong with sending and has to be reported; 0. */
+int back_error(struct back *b);
+
+/*
+ * --- cache_unit.c ------------------------------------------------------------------------------
+ */
+
+/* Brings what the snapshot has below. */
+CO_FN int unit_send(struct back *b, const struct unit *u, const struct snapshot *s);
+
+#endif

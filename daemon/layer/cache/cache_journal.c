@@ -1,0 +1,519 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * The journal at work: records in, syncs, segments given back. Format and states are in
+ * cache_journal.h.
+ *
+ * Appending. Records queue up. Whoever finds nobody writing writes for all: a batch by one call,
+ * then each record is shown in order, then their makers wake up. So there is one order of writing,
+ * showing and answering, and many writers at once cost one call. The next writer is the first of
+ * those who came meanwhile.
+ *
+ * Syncing. One fdatasync at a time (the kernel reports a loss only once), of the head: older
+ * segments were synced when they ceased to be it. Those who come while it runs share the next.
+ *
+ * When a write fails its makers are told, and the numbers of those records are not used again: what
+ * the file has of them is written over, or ends the segment.
+ */
+#include "layer/cache/cache_journal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbdrs/cleanup.h"
+#include "nbdrs/io.h"
+#include "nbdrs/log.h"
+
+/* Bytes of a batch, and how long a writer waits for room before it asks again. */
+enum { BATCH_LEN = 4 << 20 };
+#define ROOM_NS UINT64_C(100000000)
+
+enum { SEGMENT_MIN = 256 << 10, SEGMENT_MAX = 64 << 20, SEGMENTS = 32 };
+
+/* --- Life ------------------------------------------------------------------------------------- */
+
+static uint64_t choose_segment_size(uint64_t size)
+{
+	uint64_t n = SEGMENT_MIN;
+
+	while (n < SEGMENT_MAX && n * SEGMENTS < size)
+		n *= 2;
+	return n;
+}
+
+uint64_t journal_data_max(const struct journal *j)
+{
+	return j->segment_size / 4;
+}
+
+/* With two there is always one that is not the head, and can be given back. */
+static CO_FN int make_first(struct journal *j, struct err *err)
+{
+	while (j->used_n + j->spare_n < 2) {
+		struct segment *seg;
+		int rc = segment_new(j, &seg);
+
+		if (rc)
+			return err_set(err, rc,
+				       "layer cache: %s: no journal of %" PRIu64
+				       " bytes can be made: %s",
+				       j->conf.folder ? j->conf.folder : "memory",
+				       2 * j->segment_size, strerror(-rc));
+		list_add(&j->spare, &seg->node);
+		j->spare_n++;
+	}
+	return 0;
+}
+
+int journal_open(struct journal *j, const struct journal_conf *conf, struct err *err)
+{
+	int rc = 0;
+
+	*j = (struct journal){ .conf = *conf, .dir_fd = -1 };
+	(void)pthread_mutex_init(&j->lock, NULL); /* can't fail for a default one */
+	list_init(&j->waiting);
+	list_init(&j->used);
+	list_init(&j->spare);
+	co_wq_init(&j->sync_wq);
+	co_wq_init(&j->room_wq);
+	j->segment_size = choose_segment_size(conf->size);
+	j->max_n = (unsigned)MAX(conf->size / j->segment_size, UINT64_C(2));
+	if (conf->folder)
+		rc = journal_folder_open(j, err);
+	if (!rc && j->dir_fd >= 0)
+		rc = journal_replay(j, err);
+	if (!rc && !conf->is_ro)
+		rc = make_first(j, err);
+	if (rc)
+		journal_close(j);
+	return rc;
+}
+
+static CO_FN void close_all(struct list *list)
+{
+	while (!list_empty(list)) {
+		struct segment *seg = list_entry(list_pop(list), struct segment, node);
+
+		if (seg->fd >= 0)
+			(void)io_close(seg->fd); /* what must be stable has been synced */
+		segment_free(seg);
+	}
+}
+
+void journal_close(struct journal *j)
+{
+	close_all(&j->used);
+	close_all(&j->spare);
+	if (j->dir_fd >= 0)
+		(void)io_close(j->dir_fd); /* only looked at */
+	j->dir_fd = -1;
+	(void)pthread_mutex_destroy(&j->lock);
+}
+
+static struct segment *head_of(struct journal *j)
+{
+	return list_empty(&j->used) ? NULL : list_entry(j->used.prev, struct segment, node);
+}
+
+/* --- Syncing ---------------------------------------------------------------------------------- */
+
+/* With the lock held, but not meanwhile; nobody else syncs. */
+static CO_FN void sync_once(struct journal *j)
+{
+	struct segment *head = head_of(j);
+	const uint64_t to = j->written;
+	int rc;
+
+	assert(head); /* something was written that is not synced */
+	j->is_syncing = true;
+	segment_get(head);
+	pthread_mutex_unlock(&j->lock);
+	rc = head->fd < 0 ? 0 : io_fdatasync(head->fd);
+	pthread_mutex_lock(&j->lock);
+	segment_put(head);
+	j->is_syncing = false;
+	j->syncs++;
+	if (rc && !j->error) {
+		j->error = rc;
+		log_error(
+			"%s: the journal cannot be synced: writes and flushes fail from now on folder=%s error=%s",
+			j->conf.name, j->conf.folder, err_name(rc));
+	} else if (!rc) {
+		j->synced = MAX(j->synced, to);
+	}
+	co_wq_wake_all(&j->sync_wq);
+}
+
+int journal_sync(struct journal *j)
+{
+	uint64_t target;
+	int rc;
+
+	pthread_mutex_lock(&j->lock);
+	target = j->written;
+	while (j->synced < target && !j->error) {
+		if (j->is_syncing)
+			co_wq_wait(&j->sync_wq, &j->lock);
+		else
+			sync_once(j);
+	}
+	rc = j->error;
+	pthread_mutex_unlock(&j->lock);
+	return rc;
+}
+
+int journal_read(struct journal *j, struct segment *seg, uint64_t at, uint64_t seq,
+		 const struct iov *iov)
+{
+	int rc = segment_read(seg, at, iov);
+
+	if (rc || likely(!atomic_load(&j->error)))
+		return rc;
+	pthread_mutex_lock(&j->lock);
+	if (seq > j->synced)
+		rc = j->error;
+	pthread_mutex_unlock(&j->lock);
+	return rc;
+}
+
+/* --- A new head; by the one who writes -------------------------------------------------------- */
+
+/* The disk is full: what there is must do. */
+static void do_with_less(struct journal *j)
+{
+	pthread_mutex_lock(&j->lock);
+	j->max_n = j->used_n + j->spare_n;
+	pthread_mutex_unlock(&j->lock);
+	log_warn("%s: no space for more of the journal folder=%s bytes=%" PRIu64, j->conf.name,
+		 j->conf.folder, j->max_n * j->segment_size);
+}
+
+static CO_FN int wait_for_room(struct journal *j)
+{
+	int rc = j->conf.want_room(j->conf.arg);
+
+	pthread_mutex_lock(&j->lock);
+	if (!rc && list_empty(&j->spare)) {
+		j->wants_room = true;
+		(void)co_wq_wait_for(&j->room_wq, &j->lock, ROOM_NS); /* looks anew either way */
+		j->wants_room = false;
+	}
+	pthread_mutex_unlock(&j->lock);
+	return rc;
+}
+
+static CO_FN int find_segment(struct journal *j, struct segment **out)
+{
+	int rc = 0;
+
+	while (!rc) {
+		bool may_grow;
+
+		pthread_mutex_lock(&j->lock);
+		may_grow = j->used_n + j->spare_n < j->max_n;
+		if (!list_empty(&j->spare)) {
+			*out = list_entry(list_pop(&j->spare), struct segment, node);
+			j->spare_n--;
+			pthread_mutex_unlock(&j->lock);
+			return 0;
+		}
+		pthread_mutex_unlock(&j->lock);
+		if (!may_grow) {
+			rc = wait_for_room(j);
+			continue;
+		}
+		rc = segment_new(j, out);
+		if (!rc)
+			return 0;
+		if (rc == -ENOSPC || rc == -EDQUOT) {
+			do_with_less(j);
+			rc = 0;
+		}
+	}
+	return rc;
+}
+
+static CO_FN int new_head(struct journal *j)
+{
+	const struct segment *old = head_of(j);
+	struct segment *seg;
+	int rc = journal_sync(j);
+
+	if (!rc)
+		rc = find_segment(j, &seg);
+	if (rc)
+		return rc;
+	seg->number = old ? old->number + 1 : 1;
+	rc = segment_write_head(j, seg, j->written);
+	pthread_mutex_lock(&j->lock);
+	if (rc) {
+		list_add(&j->spare, &seg->node);
+		j->spare_n++;
+	} else {
+		list_add(&j->used, &seg->node);
+		j->used_n++;
+		j->head_at = SEGMENT_HEAD;
+	}
+	pthread_mutex_unlock(&j->lock);
+	return rc;
+}
+
+/* --- Appending -------------------------------------------------------------------------------- */
+
+struct batch {
+	struct record *r[JOURNAL_BATCH];
+	unsigned n;
+	uint64_t len;
+};
+
+/* Takes what fits in `room` bytes. With the lock held. */
+static void take_batch(struct journal *j, struct batch *b, uint64_t room)
+{
+	b->n = 0;
+	b->len = 0;
+	while (b->n < JOURNAL_BATCH && !list_empty(&j->waiting)) {
+		struct record *r = list_entry(j->waiting.next, struct record, node);
+		const uint64_t len = journal_record_size(r);
+
+		if (b->len + len > room || (b->n && b->len + len > BATCH_LEN))
+			return;
+		list_del(&r->node);
+		b->r[b->n++] = r;
+		b->len += len;
+	}
+}
+
+/* Numbers and places; the segments of one call into j->iovs. Returns how many. */
+static unsigned lay_out(struct journal *j, struct batch *b, struct segment *head)
+{
+	static char padding[8]; /* nobody writes to it */
+	uint64_t at = j->head_at;
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < b->n; i++) {
+		struct record *r = b->r[i];
+		const uint64_t data = journal_record_data_size(r);
+
+		r->seq = j->seq + 1 + i;
+		r->seg = head;
+		r->at = at + r->head_len;
+		journal_record_seal(r);
+		j->iovs[n++] = (struct iovec){ r->head, r->head_len };
+		for (unsigned k = 0; data && k < r->iov->n; k++)
+			j->iovs[n++] = r->iov->v[k];
+		if (data > r->len)
+			j->iovs[n++] = (struct iovec){ padding, data - r->len };
+		at += journal_record_size(r);
+	}
+	return n;
+}
+
+static CO_FN int write_batch(struct journal *j, struct batch *b)
+{
+	struct segment *head = head_of(j);
+	const unsigned n = lay_out(j, b, head);
+	uint64_t at = j->head_at;
+
+	if (head->fd >= 0)
+		return io_pwrite_full(head->fd, j->iovs, n, at, 0);
+	for (unsigned i = 0; i < n; i++) {
+		memcpy(head->mem + at, j->iovs[i].iov_base, j->iovs[i].iov_len);
+		at += j->iovs[i].iov_len;
+	}
+	return 0;
+}
+
+/* Answers them. With the lock held. */
+static void finish(struct batch *b, int rc)
+{
+	for (unsigned i = 0; i < b->n; i++) {
+		struct record *r = b->r[i];
+		struct co *co = r->co;
+
+		r->rc = rc;
+		r->is_done = true; /* from the unlock on *r may be gone */
+		co_wake(co);
+	}
+}
+
+static void finish_waiting(struct journal *j, int rc)
+{
+	struct batch b = { .n = 0 };
+
+	do {
+		take_batch(j, &b, UINT64_MAX);
+		finish(&b, rc);
+	} while (b.n);
+}
+
+/* One batch. The lock is held before and after, not meanwhile. */
+static CO_FN void lead(struct journal *j)
+{
+	const struct segment *head = head_of(j);
+	struct batch b = { .n = 0 };
+	int rc = j->error;
+
+	j->is_writing = true;
+	if (!rc && head)
+		take_batch(j, &b, head->room - MIN(j->head_at, head->room));
+	pthread_mutex_unlock(&j->lock);
+	if (!rc && !b.n)
+		rc = new_head(j);
+	else if (!rc)
+		rc = write_batch(j, &b);
+	for (unsigned i = 0; i < b.n && !rc; i++)
+		j->conf.show(j->conf.arg, b.r[i]);
+	pthread_mutex_lock(&j->lock);
+	j->seq += b.n;
+	if (!rc && b.n) {
+		j->written = j->seq;
+		j->head_at += b.len;
+	}
+	if (rc && !b.n)
+		finish_waiting(j, rc); /* no segment to be had */
+	finish(&b, rc);
+	j->is_writing = false;
+	if (!list_empty(&j->waiting))
+		co_wake(list_entry(j->waiting.next, struct record, node)->co);
+}
+
+int journal_append(struct journal *j, struct record *r)
+{
+	r->co = co_self();
+	r->is_done = false;
+	journal_record_prepare(r);
+	pthread_mutex_lock(&j->lock);
+	list_add(&j->waiting, &r->node);
+	while (!r->is_done) {
+		if (!j->is_writing) {
+			lead(j);
+			continue;
+		}
+		pthread_mutex_unlock(&j->lock);
+		co_park();
+		pthread_mutex_lock(&j->lock);
+	}
+	pthread_mutex_unlock(&j->lock);
+	return r->rc;
+}
+
+/* --- Giving back ------------------------------------------------------------------------------ */
+
+/* How many of the oldest nobody needs. With the lock held. Acquire: see segment_put(). */
+static unsigned free_n(struct journal *j, bool all)
+{
+	const struct segment *head = head_of(j);
+	unsigned n = 0;
+
+	list_for_each(seg, &j->used, struct segment, node)
+	{
+		if ((seg == head && !all) || atomic_load_explicit(&seg->refs, memory_order_acquire))
+			break;
+		n++;
+	}
+	return n;
+}
+
+bool journal_can_free(struct journal *j)
+{
+	bool can;
+
+	pthread_mutex_lock(&j->lock);
+	can = free_n(j, false) > 0;
+	pthread_mutex_unlock(&j->lock);
+	return can;
+}
+
+/* A file of a size that is not ours any more. */
+static CO_FN void remove_segment(struct journal *j, struct segment *seg)
+{
+	char name[32];
+
+	if (seg->fd >= 0) {
+		segment_name(seg->file, name, sizeof(name));
+		(void)io_unlinkat(j->dir_fd, name, 0); /* stays, then: it is cleared */
+		(void)io_close(seg->fd);
+	}
+	segment_free(seg);
+}
+
+/* The oldest. */
+static CO_FN int free_oldest(struct journal *j)
+{
+	struct segment *seg;
+	bool keep;
+	int rc;
+
+	pthread_mutex_lock(&j->lock);
+	seg = list_entry(j->used.next, struct segment, node);
+	pthread_mutex_unlock(&j->lock);
+	rc = segment_clear(seg);
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&j->lock);
+	list_del(&seg->node);
+	j->used_n--;
+	keep = seg->room == j->segment_size && j->used_n + j->spare_n < j->max_n;
+	if (keep) {
+		list_add(&j->spare, &seg->node);
+		j->spare_n++;
+		co_wq_wake_all(&j->room_wq);
+	}
+	pthread_mutex_unlock(&j->lock);
+	if (!keep)
+		remove_segment(j, seg);
+	return 0;
+}
+
+int journal_free_segments(struct journal *j, bool all, int (*flush)(void *arg), void *arg)
+{
+	unsigned n;
+	int rc;
+
+	pthread_mutex_lock(&j->lock);
+	n = free_n(j, all);
+	pthread_mutex_unlock(&j->lock);
+	if (!n)
+		return 0;
+	rc = flush(arg);
+	/* What took the place of these records must not be less stable than they were. */
+	if (!rc)
+		rc = journal_sync(j);
+	for (unsigned i = 0; i < n && !rc; i++)
+		rc = free_oldest(j);
+	return rc;
+}
+
+/* --- Looking at it ---------------------------------------------------------------------------- */
+
+/* With the lock held. */
+static uint64_t used_bytes(const struct journal *j)
+{
+	if (!j->used_n)
+		return 0;
+	return (j->used_n - 1) * j->segment_size + MIN(j->head_at, j->segment_size);
+}
+
+uint64_t journal_fill(struct journal *j)
+{
+	uint64_t fill;
+
+	pthread_mutex_lock(&j->lock);
+	fill = used_bytes(j) * 1000 / j->max_n * 1000 / j->segment_size;
+	pthread_mutex_unlock(&j->lock);
+	return fill;
+}
+
+void journal_view(struct journal *j, struct journal_view *v)
+{
+	pthread_mutex_lock(&j->lock);
+	*v = (struct journal_view){
+		.used = used_bytes(j),
+		.limit = j->max_n * j->segment_size,
+		.syncs = j->syncs,
+		.error = j->error,
+	};
+	pthread_mutex_unlock(&j->lock);
+}

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Which unit is sent when, and who waits for it. See cache_dirty.h.
+ */
+#include "layer/cache/cache_dirty.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layer/cache/cache_dirty_int.h"
+#include "nbdrs/cleanup.h"
+#include "nbdrs/log.h"
+#include "nbdrs/reactor.h"
+
+/* --- Queues; with d->lock held ---------------------------------------------------------------- */
+
+static void move_to(struct dirty *d, struct unit *u, enum unit_queue q)
+{
+	list_del(&u->node);
+	u->queue = q;
+	if (q != UNIT_NONE)
+		list_add(&d->queues[q], &u->node);
+	if (q == UNIT_NONE)
+		u->since = 0;
+	else if (!u->since)
+		u->since = now_ns();
+}
+
+static struct unit *first_of(const struct dirty *d, enum unit_queue q)
+{
+	return list_empty(&d->queues[q]) ? NULL : list_entry(d->queues[q].next, struct unit, node);
+}
+
+struct unit *dirty_next(struct dirty *d, uint64_t age, uint64_t retry_at, uint64_t *due)
+{
+	struct unit *wanted = first_of(d, UNIT_WANTED), *young = first_of(d, UNIT_YOUNG);
+	struct unit *failed = first_of(d, UNIT_FAILED), *u = NULL;
+	const uint64_t now = now_ns();
+
+	*due = UINT64_MAX;
+	if (wanted)
+		u = wanted;
+	else if (young && young->since + age <= now)
+		u = young;
+	else if (failed && retry_at <= now)
+		u = failed;
+	if (u) {
+		/* Who would free it takes d->lock first, and sees this. */
+		atomic_fetch_add(&u->refs, 1);
+		move_to(d, u, UNIT_BUSY);
+		return u;
+	}
+	if (young)
+		*due = young->since + age;
+	if (failed)
+		*due = MIN(*due, retry_at);
+	return NULL;
+}
+
+/*
+ * --- Queues; with the stripe's lock held -------------------------------------------------------
+ */
+
+void unit_enqueue(struct dirty *d, struct unit *u)
+{
+	pthread_mutex_lock(&d->lock);
+	if (u->queue == UNIT_NONE) {
+		const bool is_first = list_empty(&d->queues[UNIT_YOUNG]);
+
+		move_to(d, u, UNIT_YOUNG);
+		if (is_first)
+			co_wq_wake_one(&d->work);
+	}
+	pthread_mutex_unlock(&d->lock);
+}
+
+void unit_dequeue(struct dirty *d, struct unit *u)
+{
+	pthread_mutex_lock(&d->lock);
+	move_to(d, u, UNIT_NONE);
+	pthread_mutex_unlock(&d->lock);
+}
+
+/* --- Sending ---------------------------------------------------------------------------------- */
+
+static void take_snapshot(struct unit *u, struct snapshot *s)
+{
+	*s = (struct snapshot){
+		.seq = u->newest, .is_gone = u->gone_seq != 0, .n = u->n, .data_end = u->data_end
+	};
+	s->v = malloc(MAX(u->n, (size_t)1) * sizeof(*s->v));
+	if (!s->v) {
+		log_error("out of memory for what is to be sent down; a restart goes on with it");
+		abort();
+	}
+	for (size_t i = 0; i < u->n; i++) {
+		s->v[i] = u->v[i];
+		segment_get(s->v[i].seg);
+		if (s->v[i].type == RECORD_DATA)
+			s->bytes += s->v[i].end - s->v[i].off;
+	}
+}
+
+bool unit_begin(struct dirty *d, struct unit *u, struct snapshot *s)
+{
+	struct dirty_stripe *st = dirty_stripe(d, u->key);
+	bool is_ours;
+
+	pthread_mutex_lock(&st->lock);
+	is_ours = !u->is_busy && (u->n || u->gone_seq);
+	if (is_ours) {
+		take_snapshot(u, s);
+		u->is_busy = true;
+		u->attempts++;
+		pthread_mutex_lock(&d->lock);
+		/* What comes from here on is younger. */
+		s->since = u->since;
+		move_to(d, u, UNIT_BUSY);
+		u->since = now_ns();
+		pthread_mutex_unlock(&d->lock);
+	} else {
+		if (!u->is_busy)
+			unit_dequeue(d, u);
+		atomic_fetch_sub(&u->refs, 1);
+		unit_release(d, u);
+	}
+	pthread_mutex_unlock(&st->lock);
+	return is_ours;
+}
+
+void unit_end(struct dirty *d, struct unit *u, struct snapshot *s, int rc)
+{
+	struct dirty_stripe *st = dirty_stripe(d, u->key);
+
+	for (size_t i = 0; i < s->n; i++)
+		segment_put(s->v[i].seg);
+	free(s->v);
+	pthread_mutex_lock(&st->lock);
+	if (rc) {
+		u->failed = u->attempts;
+	} else {
+		unit_drop_until(d, u, s->seq);
+		u->done = MAX(u->done, s->seq);
+	}
+	u->is_busy = false;
+	pthread_mutex_lock(&d->lock);
+	u->error = rc;
+	if (rc)
+		u->since = s->since;
+	move_to(d, u, !u->n && !u->gone_seq ? UNIT_NONE : rc ? UNIT_FAILED : UNIT_YOUNG);
+	pthread_mutex_unlock(&d->lock);
+	co_wq_wake_all(&u->wq);
+	atomic_fetch_sub(&u->refs, 1);
+	unit_release(d, u);
+	pthread_mutex_unlock(&st->lock);
+}
+
+/* --- Waiting ---------------------------------------------------------------------------------- */
+
+void target_want(struct dirty *d, const struct target *t)
+{
+	struct unit *u = t->u;
+
+	pthread_mutex_lock(&d->lock);
+	if (u->queue == UNIT_YOUNG || u->queue == UNIT_FAILED) {
+		move_to(d, u, UNIT_WANTED);
+		co_wq_wake_one(&d->work);
+	}
+	pthread_mutex_unlock(&d->lock);
+}
+
+int target_wait(struct dirty *d, const struct target *t)
+{
+	struct unit *u = t->u;
+	struct dirty_stripe *st = dirty_stripe(d, u->key);
+	int rc = 0;
+
+	pthread_mutex_lock(&st->lock);
+	while (u->done < t->seq && !rc) {
+		if (u->failed > t->attempts) {
+			rc = u->error ? u->error : -EIO;
+		} else {
+			target_want(d, t);
+			co_wq_wait(&u->wq, &st->lock);
+		}
+	}
+	atomic_fetch_sub(&u->refs, 1);
+	unit_release(d, u);
+	pthread_mutex_unlock(&st->lock);
+	return rc;
+}
+
+void target_drop(struct dirty *d, const struct target *t)
+{
+	struct dirty_stripe *st = dirty_stripe(d, t->u->key);
+
+	pthread_mutex_lock(&st->lock);
+	atomic_fetch_sub(&t->u->refs, 1);
+	unit_release(d, t->u);
+	pthread_mutex_unlock(&st->lock);
+}
+
+/* --- Looking at it ---------------------------------------------------------------------------- */
+
+void dirty_view(struct dirty *d, struct dirty_view *v)
+{
+	*v = (struct dirty_view){ .bytes = atomic_load(&d->bytes),
+				  .units = atomic_load(&d->units_n) };
+	pthread_mutex_lock(&d->lock);
+	for (enum unit_queue q = UNIT_WANTED; q < UNIT_QUEUES; q++) {
+		const struct unit *u = first_of(d, q);
+
+		if (u && (!v->since || u->since < v->since))
+			v->since = u->since;
+	}
+	list_for_each(u, &d->queues[UNIT_FAILED], struct unit,
+		      node) if (!v->refused && !is_transient(u->error)) v->refused = u->error;
+	pthread_mutex_unlock(&d->lock);
+}

@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Reading a journal that is there. The segments are put in order by their numbers; each but the
+ * last must be whole: its last record is the one that the next segment's head names. In the last
+ * one, what cannot be read was never synced and ends the journal. Whatever else is not as it should
+ * be is an error: nothing is skipped, nothing is mended.
+ *
+ * Everything that was read is synced then, and what comes goes into a new segment.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "layer/cache/cache_journal.h"
+#include "nbdrs/cleanup.h"
+#include "nbdrs/io.h"
+#include "nbdrs/log.h"
+
+/* Tries for a file that a killed daemon's ring still writes to. */
+enum { LOCK_TRIES = 150 };
+#define LOCK_PAUSE_NS UINT64_C(20000000)
+
+enum { FILES_MAX = 1 << 20 };
+
+struct found {
+	struct segment *seg;
+	struct segment_head head;
+};
+
+struct replay {
+	struct journal *j;
+	struct err *err;
+	uint32_t *files; /* numbers in names */
+	size_t files_n, files_room;
+	struct found *v; /* with a good head */
+	size_t n;
+	uint64_t last_seq, records, lost;
+};
+
+/* --- Finding ---------------------------------------------------------------------------------- */
+
+/* "journal-000012" -> 12; 0 = another file. */
+static uint32_t parse_name(const char *name)
+{
+	char again[32];
+	unsigned long n;
+	char *end;
+
+	if (strncmp(name, "journal-", 8) != 0)
+		return 0;
+	n = strtoul(name + 8, &end, 10);
+	if (*end || n == 0 || n > FILES_MAX)
+		return 0;
+	segment_name((uint32_t)n, again, sizeof(again));
+	return strcmp(again, name) == 0 ? (uint32_t)n : 0;
+}
+
+static int note_file(void *arg, const char *name)
+{
+	struct replay *r = arg;
+	const uint32_t file = parse_name(name);
+
+	if (!file)
+		return 0;
+	if (r->files_n == r->files_room) {
+		const size_t room = MAX(2 * r->files_room, (size_t)64);
+		uint32_t *files = realloc(r->files, room * sizeof(*files));
+
+		if (!files)
+			return -ENOMEM;
+		r->files = files;
+		r->files_room = room;
+	}
+	r->files[r->files_n++] = file;
+	r->j->last_file = MAX(r->j->last_file, file);
+	return 0;
+}
+
+static int by_number(const void *a, const void *b)
+{
+	const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static int by_segment(const void *a, const void *b)
+{
+	const struct found *x = a, *y = b;
+
+	return x->seg->number < y->seg->number ? -1 : x->seg->number > y->seg->number;
+}
+
+/* A killed daemon's last write may still be on its way: then its file is locked. */
+static CO_FN int lock_file(const struct replay *r, int fd)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < LOCK_TRIES; i++) {
+		rc = io_flock(fd, r->j->conf.is_ro ? LOCK_SH : LOCK_EX);
+		if (rc != -EWOULDBLOCK)
+			break;
+		co_sleep(LOCK_PAUSE_NS);
+	}
+	return rc == -EWOULDBLOCK || rc == 0 ? rc : 0; /* a file system without locks */
+}
+
+/* Opens one file and reads its head. */
+static CO_FN int look_at(struct replay *r, uint32_t file, struct segment *seg, uint8_t *bytes)
+{
+	struct iovec v = { bytes, SEGMENT_HEADS };
+	struct stat st;
+	char name[32];
+	int rc;
+
+	segment_name(file, name, sizeof(name));
+	seg->file = file;
+	seg->fd = io_openat(r->j->dir_fd, name, r->j->conf.is_ro ? O_RDONLY : O_RDWR, 0);
+	if (seg->fd < 0)
+		return seg->fd;
+	rc = lock_file(r, seg->fd);
+	if (!rc)
+		rc = io_fstat(seg->fd, &st);
+	if (rc)
+		return rc;
+	seg->room = (uint64_t)st.st_size;
+	memset(bytes, 0, SEGMENT_HEADS);
+	/* One that was being made has no head yet. */
+	return seg->room < SEGMENT_HEAD ? 0 : io_pread_full(seg->fd, &v, 1, 0);
+}
+
+static int judge_head(struct replay *r, const struct segment *seg, const uint8_t *bytes,
+		      struct segment_head *head, bool *is_spare)
+{
+	const struct journal_conf *c = &r->j->conf;
+	char name[32];
+
+	segment_name(seg->file, name, sizeof(name));
+	*is_spare = false;
+	switch (segment_head_read(bytes, head)) {
+	case HEAD_SPARE: *is_spare = true; return 0;
+	case HEAD_GOOD: break;
+	case HEAD_NEWER:
+		return err_set(
+			r->err, -EPROTONOSUPPORT,
+			"layer cache: %s/%s was written by a newer version of nbdrs; use that",
+			c->folder, name);
+	case HEAD_BAD:
+		return err_set(
+			r->err, -EUCLEAN,
+			"layer cache: %s/%s is damaged: its head cannot be read. What it held and was not "
+			"in the store yet is lost; to go on without it, move the folder away",
+			c->folder, name);
+	}
+	if (segment_head_is_of(head, c->volume))
+		return 0;
+	return err_set(
+		r->err, -EBUSY,
+		"layer cache: %s holds unsaved data of another volume, %s; this one is %s. Give it a folder "
+		"of its own, or serve that one until its data is saved, or say volume=%s if it is the same",
+		c->folder, head->volume, c->volume, head->volume);
+}
+
+static CO_FN int add_file(struct replay *r, uint32_t file)
+{
+	struct segment *seg = calloc(1, sizeof(*seg));
+	struct segment_head head;
+	uint8_t bytes[SEGMENT_HEADS];
+	bool is_spare;
+	char name[32];
+	int rc;
+
+	if (!seg)
+		return err_set(r->err, -ENOMEM, "out of memory");
+	list_init(&seg->node);
+	list_add(&r->j->spare, &seg->node); /* journal_close() has it then */
+	r->j->spare_n++;
+	rc = look_at(r, file, seg, bytes);
+	if (rc) {
+		segment_name(file, name, sizeof(name));
+		return err_set(r->err, rc, "layer cache: %s/%s cannot be read: %s",
+			       r->j->conf.folder, name, err_name(rc));
+	}
+	rc = judge_head(r, seg, bytes, &head, &is_spare);
+	if (rc || is_spare)
+		return rc;
+	seg->number = head.number;
+	memcpy(seg->salt, head.salt, sizeof(seg->salt));
+	r->v[r->n++] = (struct found){ seg, head };
+	return 0;
+}
+
+/* --- Reading ---------------------------------------------------------------------------------- */
+
+/* The records of one segment; `last` is its last one's number where that is known. */
+static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t last)
+{
+	struct segment *seg = f->seg;
+	struct iovec v;
+	struct record rec;
+	struct obj obj;
+	uint64_t at = SEGMENT_HEAD;
+	uint8_t *all =
+		mmap(NULL, seg->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int rc;
+
+	if (all == MAP_FAILED)
+		return err_set(r->err, -ENOMEM, "out of memory");
+	v = (struct iovec){ all, seg->room };
+	rc = io_pread_full(seg->fd, &v, 1, 0);
+	while (!rc &&
+	       journal_record_parse(all + at, seg->room - at, seg, r->last_seq, &rec, &obj) &&
+	       rec.seq <= last && journal_record_data_is_good(all + at, &rec)) {
+		rec.seg = seg;
+		rec.at += at;
+		r->last_seq = rec.seq;
+		r->j->conf.show(r->j->conf.arg, &rec);
+		r->records++;
+		at += journal_record_size(&rec);
+	}
+	(void)munmap(all, seg->room); /* can't fail for ours */
+	r->j->head_at = at;
+	return rc;
+}
+
+static int damaged(const struct replay *r, const struct segment *seg)
+{
+	char name[32];
+
+	segment_name(seg->file, name, sizeof(name));
+	return err_set(
+		r->err, -EUCLEAN,
+		"layer cache: %s/%s is damaged: a record behind number %" PRIu64
+		" cannot be read, and newer ones follow. Nothing was changed; to go on without this journal, and "
+		"what was not in the store yet, move the folder away",
+		r->j->conf.folder, name, r->last_seq);
+}
+
+static CO_FN int read_all(struct replay *r)
+{
+	int rc = 0;
+
+	r->last_seq = r->n ? r->v[0].head.last_seq : 0;
+	for (size_t i = 0; i < r->n && !rc; i++) {
+		const bool is_last = i + 1 == r->n;
+		const uint64_t last = is_last ? UINT64_MAX : r->v[i + 1].head.last_seq;
+		struct segment *seg = r->v[i].seg;
+
+		if (!is_last && r->v[i + 1].seg->number != seg->number + 1)
+			return err_set(r->err, -EUCLEAN,
+				       "layer cache: %s: part %" PRIu64
+				       " of the journal is missing; put its file back",
+				       r->j->conf.folder, seg->number + 1);
+		list_del(&seg->node);
+		list_add(&r->j->used, &seg->node);
+		r->j->spare_n--;
+		r->j->used_n++;
+		rc = read_segment(r, &r->v[i], last);
+		if (rc)
+			return err_set(r->err, rc,
+				       "layer cache: %s: the journal cannot be read: %s",
+				       r->j->conf.folder, err_name(rc));
+		if (!is_last && r->last_seq != last)
+			return damaged(r, seg);
+	}
+	return 0;
+}
+
+/* After a crash of the daemon alone not all of it is on the disk: neither records nor names. */
+static CO_FN int sync_all(struct replay *r)
+{
+	int rc = io_fsync(r->j->dir_fd);
+
+	for (size_t i = 0; i < r->n && !rc; i++)
+		rc = io_fdatasync(r->v[i].seg->fd);
+	return rc ? err_set(r->err, rc, "layer cache: %s: the journal cannot be synced: %s",
+			    r->j->conf.folder, err_name(rc))
+		  : 0;
+}
+
+/* What a smaller `size` has no use for, or was never finished. */
+static CO_FN void drop_odd_spares(struct journal *j)
+{
+	list_for_each(seg, &j->spare, struct segment, node)
+	{
+		char name[32];
+
+		if (seg->room == j->segment_size && j->used_n + j->spare_n <= j->max_n)
+			continue;
+		segment_name(seg->file, name, sizeof(name));
+		(void)io_unlinkat(j->dir_fd, name, 0); /* empty: may as well stay */
+		list_del(&seg->node);
+		j->spare_n--;
+		(void)io_close(seg->fd);
+		segment_free(seg);
+	}
+}
+
+int journal_replay(struct journal *j, struct err *err)
+{
+	struct replay r = { .j = j, .err = err };
+	int rc = io_list(j->dir_fd, note_file, &r);
+
+	if (rc)
+		(void)err_set(err, rc, "layer cache: %s cannot be listed: %s", j->conf.folder,
+			      err_name(rc));
+	r.v = calloc(r.files_n + 1, sizeof(*r.v));
+	if (!rc && !r.v)
+		rc = err_set(err, -ENOMEM, "out of memory");
+	if (!rc && r.files_n)
+		qsort(r.files, r.files_n, sizeof(*r.files), by_number);
+	for (size_t i = 0; i < r.files_n && !rc; i++)
+		rc = add_file(&r, r.files[i]);
+	if (!rc && r.n) {
+		qsort(r.v, r.n, sizeof(*r.v), by_segment);
+		rc = read_all(&r);
+	}
+	if (!rc && !j->conf.is_ro)
+		rc = sync_all(&r);
+	if (!rc && !j->conf.is_ro)
+		drop_odd_spares(j);
+	if (!rc && r.n) {
+		j->seq = j->written = j->synced = r.last_seq;
+		j->head_at = r.v[r.n - 1].seg->room; /* what comes goes into a new one */
+		log_info("%s: journal read folder=%s records=%" PRIu64 " segments=%zu",
+			 j->conf.name, j->conf.folder, r.records, r.n);
+	}
+	free(r.v);
+	free(r.files);
+	return rc;
+}

@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Sending in the background. `uploads` fibers on the reactor that opened the layer take units as
+ * they are due: one that somebody waits for at once, others when they are `lag` old, sooner the
+ * fuller the journal is. One of the fibers, the keeper, sleeps until something is due; whoever
+ * takes work wakes another one first. Between units one of them gives segments back.
+ *
+ * Writers are slowed down from 70 % on: they take turns whose length follows from the speed of
+ * sending, four times that speed at 70 %, as fast as sending when the journal is full.
+ *
+ *	state		since		ends with
+ *	good		-		a failure
+ *	failing		bad_since	a success; after `after` what `away` says happens
+ */
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layer/cache/cache_int.h"
+#include "nbdrs/cleanup.h"
+
+#define NS_PER_S     UINT64_C(1000000000)
+#define RETRY_MIN_NS (NS_PER_S / 10)
+#define RETRY_MAX_NS (5 * NS_PER_S)
+#define PAUSE_MAX_NS (NS_PER_S / 2)
+
+/* Parts per million of the journal's room. */
+enum { FILL_SLOW = 700000, FILL_ALL = 1000000 };
+/* Bytes per second: who is slowed down is at least as fast. */
+enum { SPEED_MIN = 1 << 20 };
+
+/* --- How it goes ------------------------------------------------------------------------------ */
+
+/* With dirty.lock held. */
+static void count_sent(struct back *b, uint64_t bytes)
+{
+	const uint64_t second = now_ns() / NS_PER_S;
+
+	if (second != b->second) {
+		b->last_second = second == b->second + 1 ? b->this_second : 0;
+		b->this_second = 0;
+		b->second = second;
+	}
+	b->this_second += bytes;
+	b->sent_bytes += bytes;
+}
+
+static void note_failure(struct back *b, int rc)
+{
+	const uint64_t now = now_ns();
+
+	b->failures++;
+	b->error = rc;
+	if (!b->bad_since)
+		b->bad_since = now;
+	b->retry_at = now + MIN(RETRY_MIN_NS << MIN(b->failed_in_row, 10U), RETRY_MAX_NS);
+	b->failed_in_row++;
+}
+
+static void account(struct back *b, const char *what, uint64_t bytes, int rc)
+{
+	unsigned suppressed = 0;
+	bool is_news = false, was_bad;
+
+	pthread_mutex_lock(&b->dirty.lock);
+	was_bad = b->error != 0;
+	if (rc) {
+		note_failure(b, rc);
+	} else {
+		b->sends++;
+		b->error = 0;
+		b->bad_since = b->retry_at = b->failed_in_row = 0;
+		count_sent(b, bytes);
+	}
+	if (rc || was_bad)
+		is_news = log_gate_open(&b->gate, &suppressed);
+	pthread_mutex_unlock(&b->dirty.lock);
+	if (is_news && rc)
+		log_warn(
+			"%s: cache: the layer below does not take data, it stays here object=%s error=%s "
+			"suppressed=%u",
+			b->name, what, err_name(rc), suppressed);
+	else if (is_news)
+		log_info("%s: cache: the layer below takes data again suppressed=%u", b->name,
+			 suppressed);
+}
+
+/* What the option `away` makes of it: an error, or 0. */
+static int away_error(struct back *b)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&b->dirty.lock);
+	if (b->c->away != AWAY_WAIT && b->bad_since && now_ns() - b->bad_since >= b->c->after_ns)
+		rc = b->error;
+	pthread_mutex_unlock(&b->dirty.lock);
+	return rc;
+}
+
+int back_error(struct back *b)
+{
+	struct dirty_view v;
+	int rc = away_error(b);
+
+	if (rc || !b->c->is_local)
+		return rc;
+	dirty_view(&b->dirty, &v);
+	if (v.refused)
+		return v.refused;
+	pthread_mutex_lock(&b->dirty.lock);
+	rc = b->error; /* of a flush below, perhaps, which has no unit */
+	pthread_mutex_unlock(&b->dirty.lock);
+	return rc && !is_transient(rc) ? rc : 0;
+}
+
+/* --- Slowing down ----------------------------------------------------------------------------- */
+
+/* How long this writer pauses: until the turns of those before it are over. */
+static uint64_t take_turn(struct back *b, uint64_t len, uint64_t fill)
+{
+	const uint64_t over = MIN(fill, (uint64_t)FILL_ALL) - FILL_SLOW,
+		       span = FILL_ALL - FILL_SLOW;
+	const uint64_t now = now_ns();
+	uint64_t speed, pause;
+
+	pthread_mutex_lock(&b->dirty.lock);
+	speed = MAX(MAX(b->last_second, b->this_second), (uint64_t)SPEED_MIN);
+	speed += 3 * speed / span * (span - over);
+	b->pace_until = MAX(b->pace_until, now);
+	pause = MIN(b->pace_until - now, PAUSE_MAX_NS);
+	b->pace_until += MIN(len * NS_PER_S / speed, PAUSE_MAX_NS);
+	if (fill > FILL_SLOW)
+		co_wq_wake_one(&b->dirty.work); /* units are due sooner now */
+	pthread_mutex_unlock(&b->dirty.lock);
+	return pause;
+}
+
+int back_throttle(struct back *b, uint64_t len)
+{
+	const uint64_t fill = journal_fill(&b->journal);
+	uint64_t pause;
+
+	if (b->c->away == AWAY_READONLY && away_error(b))
+		return -EROFS;
+	if (fill <= FILL_SLOW)
+		return 0;
+	pause = take_turn(b, len, fill);
+	if (pause)
+		co_sleep(pause);
+	return 0;
+}
+
+/* The journal has no room for a writer. */
+static int want_room(void *arg)
+{
+	struct back *b = arg;
+
+	pthread_mutex_lock(&b->dirty.lock);
+	co_wq_wake_one(&b->dirty.work);
+	pthread_mutex_unlock(&b->dirty.lock);
+	return away_error(b);
+}
+
+/* --- Workers ---------------------------------------------------------------------------------- */
+
+/* How old a unit gets. */
+static uint64_t age_now(struct back *b)
+{
+	const uint64_t fill = journal_fill(&b->journal);
+
+	return fill >= FILL_SLOW ? 0 : b->c->lag_ns / FILL_SLOW * (FILL_SLOW - fill);
+}
+
+static CO_FN int flush_below(void *arg)
+{
+	struct back *b = arg;
+
+	return b->chan->kids[0]->layer->caps & CAN_FLUSH ? ch_flush(b->chan->kids[0]) : 0;
+}
+
+static CO_FN void give_back(struct back *b)
+{
+	const int rc = journal_free_segments(&b->journal, false, flush_below, b);
+
+	if (rc)
+		account(b, "(flush)", 0, rc);
+}
+
+static CO_FN void send_one(struct back *b, struct unit *u)
+{
+	struct snapshot s;
+	int rc;
+
+	if (!unit_begin(&b->dirty, u, &s))
+		return;
+	/*
+	 * Below there is never more than the journal is sure to have: else a crash of the machine
+	 * could leave an older change in it, and bring that back over the newer one below. When it
+	 * cannot be synced any more it is not written either, and below is the better place. In
+	 * memory this costs nothing.
+	 */
+	(void)journal_sync(&b->journal);
+	rc = unit_send(b, u, &s);
+	account(b, u->obj.name, s.bytes, rc);
+	unit_end(&b->dirty, u, &s, rc);
+}
+
+/* With dirty.lock held, but not while it works. False: nothing to do before *due. */
+static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
+{
+	struct dirty *d = &b->dirty;
+	struct unit *u;
+
+	if (!b->is_freeing && b->retry_at <= now_ns() && journal_can_free(&b->journal)) {
+		b->is_freeing = true;
+		co_wq_wake_one(&d->work);
+		pthread_mutex_unlock(&d->lock);
+		give_back(b);
+		pthread_mutex_lock(&d->lock);
+		b->is_freeing = false;
+		return true;
+	}
+	u = dirty_next(d, age, b->retry_at, due);
+	if (!u)
+		return false;
+	co_wq_wake_one(&d->work);
+	pthread_mutex_unlock(&d->lock);
+	send_one(b, u);
+	pthread_mutex_lock(&d->lock);
+	return true;
+}
+
+static CO_FN void worker(void *arg)
+{
+	struct back *b = arg;
+	struct dirty *d = &b->dirty;
+
+	pthread_mutex_lock(&d->lock);
+	while (!b->is_stopping) {
+		uint64_t age, due, now;
+
+		pthread_mutex_unlock(&d->lock);
+		age = age_now(b); /* the journal's lock is not taken inside of this one */
+		pthread_mutex_lock(&d->lock);
+		if (b->is_stopping || work_once(b, age, &due))
+			continue;
+		now = now_ns();
+		if (b->has_keeper || due == UINT64_MAX) {
+			co_wq_wait(&d->work, &d->lock);
+		} else if (due > now) {
+			b->has_keeper = true;
+			(void)co_wq_wait_for(&d->work, &d->lock,
+					     due - now); /* looks anew either way */
+			b->has_keeper = false;
+		}
+	}
+	co_wq_wake_one(&d->work); /* the next one ends too */
+	pthread_mutex_unlock(&d->lock);
+}
+
+/* --- Everything at once ----------------------------------------------------------------------- */
+
+int back_drain_object(struct back *b, const struct obj *obj)
+{
+	struct target t;
+
+	return dirty_target(&b->dirty, obj, &t) ? 0 : target_wait(&b->dirty, &t);
+}
+
+/* `gives_up`: after the first failure the others are not waited for. */
+static CO_FN int drain(struct back *b, bool gives_up)
+{
+	struct target *v;
+	size_t n;
+	int rc = dirty_targets(&b->dirty, &v, &n);
+
+	for (size_t i = 0; i < n && !rc; i++)
+		target_want(&b->dirty, &v[i]);
+	for (size_t i = 0; i < n; i++) {
+		int one = 0;
+
+		if (rc && gives_up)
+			target_drop(&b->dirty, &v[i]);
+		else
+			one = target_wait(&b->dirty, &v[i]);
+		if (!rc)
+			rc = one;
+	}
+	free(v);
+	return rc;
+}
+
+int back_drain(struct back *b)
+{
+	return drain(b, false);
+}
+
+/* --- Life ------------------------------------------------------------------------------------- */
+
+/* Names of layers and places without options: what makes it another volume. */
+static int print_place(FILE *f, const struct spec *s)
+{
+	const struct layer_ops *ops = layer_find(s->layer);
+	struct spec bare = *s;
+
+	bare.args_n = bare.kids_n = 0;
+	if (s->kids_n == 0) {
+		_cleanup_free_ char *text = spec_format(&bare);
+
+		return text && fputs(text, f) >= 0 ? 0 : -ENOMEM;
+	}
+	if (ops && ops->keyed_kids && fprintf(f, "%s:", s->layer) < 0)
+		return -ENOMEM;
+	for (unsigned i = 0; i < s->kids_n; i++) {
+		int rc = i && fputc(',', f) == EOF ? -ENOMEM : print_place(f, s->kids[i]);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static char *volume_text(const struct layer *l)
+{
+	const struct cache *c = l->self;
+	char *text = NULL;
+	size_t len;
+	FILE *f;
+	int rc;
+
+	if (c->volume)
+		return strdup(c->volume);
+	f = open_memstream(&text, &len);
+	if (!f)
+		return NULL;
+	rc = print_place(f, l->spec->kids[0]);
+	if (!rc && !l->is_keyed && l->export_name && fprintf(f, " (%s)", l->export_name) < 0)
+		rc = -ENOMEM;
+	if (fclose(f) != 0 || rc) {
+		free(text);
+		return NULL;
+	}
+	return text;
+}
+
+static void show(void *arg, const struct record *r)
+{
+	struct back *b = arg;
+
+	dirty_show(&b->dirty, r);
+}
+
+static CO_FN int start(struct back *b, struct err *err)
+{
+	int rc = layer_chan_open(b->l, &b->chan);
+
+	if (rc)
+		return err_set(err, rc, "layer cache: no channel to the layer below: %s",
+			       err_name(rc));
+	b->home = reactor_self();
+	for (uint64_t i = 0; i < b->c->uploads; i++)
+		co_group_spawn(&b->workers, worker, b);
+	return 0;
+}
+
+static void free_back(struct back *b)
+{
+	dirty_free(&b->dirty);
+	rangelock_destroy(&b->objects);
+	free(b->volume);
+	free(b);
+}
+
+int back_open(struct layer *l, struct err *err)
+{
+	struct cache *c = l->self;
+	struct back *b = calloc(1, sizeof(*b));
+	struct journal_conf conf = { .folder = c->disk, .size = c->journal_size, .show = show };
+	int rc;
+
+	if (!b)
+		return err_set(err, -ENOMEM, "out of memory");
+	b->c = c;
+	b->l = l;
+	b->name = l->export_name ? l->export_name : "cache";
+	b->is_ro = l->want_ro || !(l->kids[0]->caps & CAN_WRITE);
+	b->is_whole = l->is_keyed && !(l->kids[0]->caps & CAN_PARTIAL);
+	rangelock_init(&b->objects);
+	b->volume = volume_text(l);
+	rc = b->volume ? dirty_init(&b->dirty, l->is_keyed) : -ENOMEM;
+	if (rc) {
+		free_back(b);
+		return err_set(err, rc, "out of memory");
+	}
+	conf.volume = b->volume;
+	conf.name = b->name;
+	conf.is_ro = b->is_ro;
+	conf.want_room = want_room;
+	conf.arg = b;
+	c->back = b;
+	rc = journal_open(&b->journal, &conf, err);
+	if (!rc && !b->is_ro) {
+		rc = start(b, err);
+		if (rc)
+			journal_close(&b->journal);
+	}
+	if (rc) {
+		c->back = NULL;
+		free_back(b);
+	}
+	return rc;
+}
+
+static CO_FN int stop(void *arg)
+{
+	struct back *b = arg;
+	int rc = drain(b, true);
+
+	pthread_mutex_lock(&b->dirty.lock);
+	b->is_stopping = true;
+	co_wq_wake_all(&b->dirty.work);
+	pthread_mutex_unlock(&b->dirty.lock);
+	co_group_wait(&b->workers); /* one of them may be giving segments back */
+	if (!rc)
+		rc = journal_free_segments(&b->journal, true, flush_below, b);
+	layer_chan_close(b->chan);
+	return rc;
+}
+
+void back_close(struct layer *l)
+{
+	struct cache *c = l->self;
+	struct back *b = c->back;
+	uint64_t left;
+	int rc = 0;
+
+	if (!b)
+		return;
+	if (!b->is_ro)
+		rc = reactor_call(b->home, stop, b);
+	left = atomic_load(&b->dirty.bytes);
+	if (rc && c->disk)
+		log_warn(
+			"%s: unsaved data stays in the journal, the layer below did not take it bytes=%" PRIu64
+			" folder=%s error=%s",
+			b->name, left, c->disk, err_name(rc));
+	else if (rc)
+		log_error("%s: unsaved data is lost, the layer below did not take it bytes=%" PRIu64
+			  " error=%s",
+			  b->name, left, err_name(rc));
+	dirty_free(&b->dirty); /* its references into the journal first */
+	journal_close(&b->journal);
+	c->back = NULL;
+	free_back(b);
+}
