@@ -49,9 +49,10 @@ struct model {
 struct plan {
 	const char *chain, *below; /* below: without the cache */
 	uint64_t size, ns, pause_ns;
-	bool is_prefix; /* a crash leaves a beginning */
-	bool keeps_all; /* of what was answered: only kills come */
-	uint32_t fails; /* ppm of the store's requests */
+	bool is_prefix;  /* a crash leaves a beginning */
+	bool keeps_all;  /* of what was answered: only kills come */
+	uint32_t fails;  /* ppm of the store's requests */
+	bool is_flipped; /* after a crash a few bits of the journal are not what they were */
 	struct sim_faults faults;
 };
 
@@ -353,6 +354,28 @@ static CO_FN int check_below(struct traffic *t)
 	return rc;
 }
 
+/* Some bits of one of the journal's files. */
+static void flip(struct model *m)
+{
+	char path[64];
+
+	(void)snprintf(path, sizeof(path), "/disk/c/journal-%06u", 1 + (unsigned)sim_below(4));
+	if (sim_flip(path, sim_below(256 * KI - 1024), 1024, 1 + (unsigned)sim_below(4)) == 0)
+		m->is_sure = false;
+}
+
+/* It may refuse what it cannot read, and then says why. */
+static int judge_refusal(const struct plan *p, const struct err *err)
+{
+	static const char *const words[] = { "is damaged", "is missing", "newer version",
+					     "another volume" };
+
+	for (unsigned k = 0; k < ARRAY_LEN(words) && p->is_flipped; k++)
+		if (strstr(err->msg, words[k]))
+			return 0;
+	return sim_failed(__FILE__, __LINE__, "%s", err->msg);
+}
+
 static CO_FN int live(const struct plan *p, void *model)
 {
 	struct traffic t = { .p = p, .m = model };
@@ -363,8 +386,13 @@ static CO_FN int live(const struct plan *p, void *model)
 	sim_remote_fails(-EAGAIN, 0, 0);
 	if (!t.m->is_made && make(p, t.m) != 0)
 		return -1;
-	if (open_chain(p->chain, &spec, &t.chain, &err) != 0)
-		return sim_failed(__FILE__, __LINE__, "%s", err.msg);
+	if (p->is_flipped && sim_life() > 0)
+		flip(model);
+	if (open_chain(p->chain, &spec, &t.chain, &err) != 0) {
+		chain_free(t.chain);
+		spec_free(spec);
+		return judge_refusal(p, &err);
+	}
 	rc = check_all(&t);
 	sim_remote_fails(-EAGAIN, p->fails, UINT64_MAX);
 	if (rc == 0 && sim_life() == 0)
@@ -492,6 +520,18 @@ static CO_FN int full_disk(void *model)
 	return live(&p, model);
 }
 
+static CO_FN int flipped(void *model)
+{
+	static const struct plan p = { .chain = CACHE("") DISK,
+				       .below = DISK,
+				       .ns = 300 * MS,
+				       .pause_ns = MS,
+				       .is_prefix = true,
+				       .is_flipped = true };
+
+	return live(&p, model);
+}
+
 #define CRASHES(how) .model_len = sizeof(struct model), .crash = how, .crashes = 3, .seeds = 40
 
 static const struct sim_case cases[] = {
@@ -511,6 +551,12 @@ static const struct sim_case cases[] = {
 	  .recover = remote_on_disk,
 	  CRASHES(SIM_ANY_CRASH) },
 	{ .name = "bad-disk", .scenario = bad_disk, .recover = disk_power, CRASHES(SIM_ANY_CRASH) },
+	{ .name = "flipped",
+	  .scenario = flipped,
+	  .recover = flipped,
+	  .model_len = sizeof(struct model),
+	  .crash = SIM_ANY_CRASH,
+	  .seeds = 40 },
 	{ .name = "full-disk",
 	  .scenario = full_disk,
 	  .recover = disk_power,

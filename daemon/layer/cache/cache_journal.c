@@ -286,7 +286,7 @@ static void take_batch(struct journal *j, struct batch *b, uint64_t room)
 }
 
 /* Numbers and places; the segments of one call into j->iovs. Returns how many. */
-static unsigned lay_out(struct journal *j, struct batch *b, struct segment *head)
+static unsigned lay_out(struct journal *j, struct batch *b, struct segment *head, uint64_t synced)
 {
 	static char padding[8]; /* nobody writes to it */
 	uint64_t at = j->head_at;
@@ -299,7 +299,7 @@ static unsigned lay_out(struct journal *j, struct batch *b, struct segment *head
 		r->seq = j->seq + 1 + i;
 		r->seg = head;
 		r->at = at + r->head_len;
-		journal_record_seal(r);
+		journal_record_seal(r, synced);
 		j->iovs[n++] = (struct iovec){ r->head, r->head_len };
 		for (unsigned k = 0; data && k < r->iov->n; k++)
 			j->iovs[n++] = r->iov->v[k];
@@ -310,10 +310,10 @@ static unsigned lay_out(struct journal *j, struct batch *b, struct segment *head
 	return n;
 }
 
-static CO_FN int write_batch(struct journal *j, struct batch *b)
+static CO_FN int write_batch(struct journal *j, struct batch *b, uint64_t synced)
 {
 	struct segment *head = head_of(j);
-	const unsigned n = lay_out(j, b, head);
+	const unsigned n = lay_out(j, b, head, synced);
 	uint64_t at = j->head_at;
 
 	if (head->fd >= 0)
@@ -352,6 +352,7 @@ static void finish_waiting(struct journal *j, int rc)
 static CO_FN void lead(struct journal *j)
 {
 	const struct segment *head = head_of(j);
+	const uint64_t synced = j->synced;
 	struct batch b = { .n = 0 };
 	int rc = j->error;
 
@@ -362,7 +363,7 @@ static CO_FN void lead(struct journal *j)
 	if (!rc && !b.n)
 		rc = new_head(j);
 	else if (!rc)
-		rc = write_batch(j, &b);
+		rc = write_batch(j, &b, synced);
 	for (unsigned i = 0; i < b.n && !rc; i++)
 		j->conf.show(j->conf.arg, b.r[i]);
 	pthread_mutex_lock(&j->lock);

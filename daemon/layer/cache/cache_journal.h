@@ -201,8 +201,13 @@ bool segment_head_is_of(const struct segment_head *h, const char *volume);
 
 /* Fills r->head, but for what journal_record_seal() adds; the data's checksum is made here. */
 void journal_record_prepare(struct record *r);
-/* With its number and place, which r->seg and r->seq say. */
-void journal_record_seal(struct record *r);
+/*
+ * With its number and place, which r->seq and r->seg say. `synced`: all up to this number is
+ * stable.
+ */
+void journal_record_seal(struct record *r, uint64_t synced);
+/* What it says of that. Of a parsed one. */
+uint64_t journal_record_synced(const struct record *r);
 /* Bytes of the record with all padding; of its data alone. */
 uint64_t journal_record_size(const struct record *r);
 uint64_t journal_record_data_size(const struct record *r);

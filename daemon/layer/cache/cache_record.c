@@ -11,7 +11,7 @@
  *	32  salt, 8 bytes		24  u64 length of the extent
  *	40  u64 hash of the volume	32  u64 checksum of the data
  *	48  its text, 352 bytes		40  u64 length of the data
- *	504 u64 checksum		48  u64 0
+ *	504 u64 checksum		48  u64 number up to which all was synced by then
  *					56  u64 checksum of the head, the name and the salt
  *
  * Checksums are XXH3, 64 bits.
@@ -33,7 +33,7 @@
 #include "nbdrs/cleanup.h"
 
 enum { VERSION = 1, HEAD_LEN = 512, SUM_AT = 504, VOLUME_AT = 48, VOLUME_LEN = 352 };
-enum { RECORD_SUM_AT = 56, PAD = 8 };
+enum { RECORD_SUM_AT = 56, SYNCED_AT = 48, PAD = 8 };
 
 static const char segment_magic[8] = { 'n', 'b', 'd', 'r', 's', 'j', 'n', 'l' };
 static const char record_magic[4] = { 'n', 'd', 'r', 'j' };
@@ -189,9 +189,10 @@ void journal_record_prepare(struct record *r)
 	memset(r->head + RECORD_HEAD + name_len, 0, r->head_len - RECORD_HEAD - name_len);
 }
 
-void journal_record_seal(struct record *r)
+void journal_record_seal(struct record *r, uint64_t synced)
 {
 	put64(r->head + 8, r->seq);
+	put64(r->head + SYNCED_AT, synced);
 	put64(r->head + RECORD_SUM_AT,
 	      head_sum(r->head, r->head + RECORD_HEAD, r->obj->len, r->seg->salt));
 }
@@ -251,4 +252,9 @@ bool journal_record_parse(const uint8_t *from, uint64_t len, const struct segmen
 bool journal_record_data_is_good(const uint8_t *from, const struct record *r)
 {
 	return r->type != RECORD_DATA || get64(r->head + 32) == XXH3_64bits(from + r->at, r->len);
+}
+
+uint64_t journal_record_synced(const struct record *r)
+{
+	return get64(r->head + SYNCED_AT);
 }

@@ -40,7 +40,7 @@ struct replay {
 	size_t files_n, files_room;
 	struct found *v; /* with a good head */
 	size_t n;
-	uint64_t last_seq, records, lost;
+	uint64_t last_seq, records;
 };
 
 /* --- Finding ---------------------------------------------------------------------------------- */
@@ -197,6 +197,37 @@ static CO_FN int add_file(struct replay *r, uint32_t file)
 
 /* --- Reading ---------------------------------------------------------------------------------- */
 
+static int damaged(const struct replay *r, const struct segment *seg)
+{
+	char name[32];
+
+	segment_name(seg->file, name, sizeof(name));
+	return err_set(
+		r->err, -EUCLEAN,
+		"layer cache: %s/%s is damaged: a record behind number %" PRIu64
+		" cannot be read, and it was synced. Nothing was changed; to go on without this journal, and "
+		"what was not in the store yet, move the folder away",
+		r->j->conf.folder, name, r->last_seq);
+}
+
+/*
+ * Behind what cannot be read: a record that says that more was synced than what was read so far.
+ * Then something was there, and is damaged. All the others were written after the last sync, and a
+ * crash of the machine keeps of those what it likes.
+ */
+static bool misses_synced(const struct replay *r, const struct segment *seg, const uint8_t *all,
+			  uint64_t at)
+{
+	struct record rec;
+	struct obj obj;
+
+	for (at += 8; at + RECORD_HEAD <= seg->room; at += 8)
+		if (journal_record_parse(all + at, seg->room - at, seg, r->last_seq, &rec, &obj) &&
+		    journal_record_synced(&rec) > r->last_seq)
+			return true;
+	return false;
+}
+
 /* The records of one segment; `last` is its last one's number where that is known. */
 static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t last)
 {
@@ -213,6 +244,9 @@ static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t 
 		return err_set(r->err, -ENOMEM, "out of memory");
 	v = (struct iovec){ all, seg->room };
 	rc = io_pread_full(seg->fd, &v, 1, 0);
+	if (rc)
+		(void)err_set(r->err, rc, "layer cache: %s: the journal cannot be read: %s",
+			      r->j->conf.folder, err_name(rc));
 	while (!rc &&
 	       journal_record_parse(all + at, seg->room - at, seg, r->last_seq, &rec, &obj) &&
 	       rec.seq <= last && journal_record_data_is_good(all + at, &rec)) {
@@ -223,22 +257,10 @@ static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t 
 		r->records++;
 		at += journal_record_size(&rec);
 	}
+	if (!rc && (last == UINT64_MAX ? misses_synced(r, seg, all, at) : r->last_seq != last))
+		rc = damaged(r, seg);
 	(void)munmap(all, seg->room); /* can't fail for ours */
-	r->j->head_at = at;
 	return rc;
-}
-
-static int damaged(const struct replay *r, const struct segment *seg)
-{
-	char name[32];
-
-	segment_name(seg->file, name, sizeof(name));
-	return err_set(
-		r->err, -EUCLEAN,
-		"layer cache: %s/%s is damaged: a record behind number %" PRIu64
-		" cannot be read, and newer ones follow. Nothing was changed; to go on without this journal, and "
-		"what was not in the store yet, move the folder away",
-		r->j->conf.folder, name, r->last_seq);
 }
 
 static CO_FN int read_all(struct replay *r)
@@ -261,14 +283,8 @@ static CO_FN int read_all(struct replay *r)
 		r->j->spare_n--;
 		r->j->used_n++;
 		rc = read_segment(r, &r->v[i], last);
-		if (rc)
-			return err_set(r->err, rc,
-				       "layer cache: %s: the journal cannot be read: %s",
-				       r->j->conf.folder, err_name(rc));
-		if (!is_last && r->last_seq != last)
-			return damaged(r, seg);
 	}
-	return 0;
+	return rc;
 }
 
 /* After a crash of the daemon alone not all of it is on the disk: neither records nor names. */
