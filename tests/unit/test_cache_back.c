@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * Layer cache writing back: what reaches the layer below and when, the journal's folder, options. Crashes are simulated in
+ * tests/sim/test_cache.c, stores that are away in tests/sim/test_cache_away.c; the conformance suites run over it in
+ * test_layers.c and test_stores.c.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "conformance.h"
+#include "nbdrs/cleanup.h"
+#include "nbdrs/reactor.h"
+#include "shard_help.h"
+
+enum { KI = 1024, MI = KI * KI };
+
+static void check(const char *text, uint64_t size, int (*fn)(void *run))
+{
+	const struct conform what = { .text = text, .size = size, .in_memory = true };
+	const char *failure = conform_with(&what, fn);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+/* --- What reaches the layer below -------------------------------------------------------------- */
+
+/* Put and read by the store at the end of the chain's text. */
+static CO_FN int merged(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+
+	/* 256 blocks of one shard, none next to the last one. */
+	for (uint64_t i = 0; i < 256; i++)
+		if (run_write(r, i * 37 % 256 * 4 * KI, 4 * KI, 0, 1))
+			return -1;
+	EXPECT(r, shard_object_size(r, 0) == -ENOENT, "nothing was sent yet");
+	EXPECT(r, ch_flush(c) == 0, "flush");
+	EXPECT(r, shard_object_size(r, 0) == MI, "flushed is in the store");
+	if (shard_check_image(r, 4 * MI))
+		return -1;
+	return run_check_all(r);
+}
+
+static uint64_t status_of(struct layer *l, const char *key);
+
+/* One put for all of them, counted by the cache, whose requests below are its own. */
+static CO_FN int merged_once(void *arg)
+{
+	struct run *r = arg;
+
+	if (merged(r))
+		return -1;
+	EXPECT(r, status_of(chain_top(r->chain)->kids[0], "sends") == 1, "sends: %" PRIu64,
+	       status_of(chain_top(r->chain)->kids[0], "sends"));
+	EXPECT(r, status_of(chain_top(r->chain)->kids[0], "dirty_bytes") == 0, "dirty");
+	return 0;
+}
+
+static void test_merged(void **state)
+{
+	shard_check("sharded:cache[mode=writeback,lag=1h]:mem[partial=off]", 8 * MI, merged_once);
+}
+
+/* A flush with a journal leaves the store alone; time brings it there. */
+static CO_FN int flushed_here(void *arg)
+{
+	struct run *r = arg;
+	struct layer *l = chain_top(r->chain);
+	const uint64_t deadline = now_ns() + UINT64_C(20000000000);
+
+	if (run_write(r, 5000, 100000, 0, 1))
+		return -1;
+	EXPECT(r, ch_flush(run_chan(r)) == 0, "flush");
+	EXPECT(r, status_of(l, "sends") == 0 && status_of(l, "dirty_bytes") == 100000, "sent");
+	EXPECT(r, status_of(l, "journal_syncs") == 1, "one sync");
+	while (status_of(l, "dirty_bytes")) {
+		EXPECT(r, now_ns() < deadline, "it is never sent");
+		co_sleep(1000000);
+	}
+	return run_check_all(r);
+}
+
+static void test_flushed_here(void **state)
+{
+	const struct conform what = {
+		.text = "cache[disk=@/c,size=4Mi,mode=writeback,lag=200ms]:raw:file:@/disk.img",
+		.size = 4 * MI,
+		.is_volume = true,
+		.in_memory = true
+	};
+	const char *failure = conform_with(&what, flushed_here);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+struct query {
+	struct info info;
+	const char *key;
+	uint64_t value;
+};
+
+static void take_value(struct info *i, const char *key, const char *value)
+{
+	struct query *q = container_of(i, struct query, info);
+
+	if (strcmp(key, q->key) == 0)
+		q->value = strtoull(value, NULL, 10);
+}
+
+static uint64_t status_of(struct layer *l, const char *key)
+{
+	struct query q = { .info = { take_value }, .key = key, .value = UINT64_MAX };
+
+	l->ops->status(l, &q.info);
+	return q.value;
+}
+
+/* --- Group commit ------------------------------------------------------------------------------ */
+
+enum { CLIENTS = 64, ROUNDS = 8 };
+
+struct client {
+	struct run *r;
+	unsigned number;
+	int rc;
+};
+
+static CO_FN void write_and_flush(void *arg)
+{
+	struct client *c = arg;
+
+	for (unsigned i = 0; i < ROUNDS && !c->rc; i++)
+		c->rc = run_write(c->r, (c->number * ROUNDS + i) * 4 * KI, 4 * KI, IO_FUA, 1);
+}
+
+static CO_FN int shared_syncs(void *arg)
+{
+	struct run *r = arg;
+	struct client clients[CLIENTS];
+	struct co_group g = CO_GROUP_INIT;
+	uint64_t syncs;
+
+	for (unsigned i = 0; i < CLIENTS; i++) {
+		clients[i] = (struct client){ r, i, 0 };
+		co_group_spawn(&g, write_and_flush, &clients[i]);
+	}
+	co_group_wait(&g);
+	for (unsigned i = 0; i < CLIENTS; i++)
+		EXPECT(r, clients[i].rc == 0, "client %u", i);
+	syncs = status_of(chain_top(r->chain), "journal_syncs");
+	/* Each waits for one or two, and all for the same ones. */
+	EXPECT(r, syncs >= ROUNDS && syncs <= 4 * ROUNDS, "%" PRIu64 " syncs for %d FUA writes",
+	       syncs, CLIENTS * ROUNDS);
+	return run_check_all(r);
+}
+
+static void test_shared_syncs(void **state)
+{
+	const struct conform what = {
+		.text = "cache[disk=@/c,size=16Mi,mode=writeback,lag=1h]:raw:file:@/disk.img",
+		.size = 4 * MI,
+		.is_volume = true
+	};
+	const char *failure = conform_with(&what, shared_syncs);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+/* --- The folder -------------------------------------------------------------------------------- */
+
+/* A second one on the same folder is refused, by name, and disturbs nobody. */
+static CO_FN int one_folder(void *arg)
+{
+	struct run *r = arg;
+	_cleanup_free_ char *text = NULL;
+	struct spec *spec = NULL;
+	struct chain *other = NULL;
+	struct err err = { "" };
+	int rc;
+
+	if (run_write(r, 0, MI, 0, 1))
+		return -1;
+	rc = asprintf(&text, "cache[disk=%s/c,mode=writeback]:mem[size=1Mi]", r->folder);
+	EXPECT(r, rc > 0, "memory");
+	EXPECT(r, spec_parse(text, &spec, &err) == 0, "%s", err.msg);
+	EXPECT(r, chain_build(spec, "disk1", false, &other, &err) == 0, "%s", err.msg);
+	rc = chain_open(other, &err);
+	EXPECT(r, rc == -EBUSY && strstr(err.msg, "/c is in use by another export of this daemon"),
+	       "%s", err.msg);
+	chain_free(other);
+	spec_free(spec);
+	return run_check_all(r);
+}
+
+/* Destroyed, a volume takes its journal with it: conform_with() sees that the folder is empty. */
+static void test_one_folder(void **state)
+{
+	const struct conform what = {
+		.text = "cache[disk=@/c,size=4Mi,mode=writeback]:raw:file:@/disk.img",
+		.size = 2 * MI,
+		.is_volume = true,
+		.in_memory = true
+	};
+	const char *failure = conform_with(&what, one_folder);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+static CO_FN int size_changes(void *arg)
+{
+	struct run *r = arg;
+	char path[320];
+	struct stat st;
+
+	if (run_write(r, 0, 2 * MI, 0, 1) || run_shut(r))
+		return -1;
+	(void)snprintf(path, sizeof(path), "%s/c/journal-000001", r->folder);
+	EXPECT(r, stat(path, &st) == 0 && st.st_size == 256 * KI, "made");
+	/* What an older `size` left is replaced. */
+	EXPECT(r, truncate(path, 512 * KI) == 0, "truncate");
+	if (run_reopen(r, false) || run_write(r, 0, 2 * MI, 0, 1) || run_check_all(r))
+		return -1;
+	EXPECT(r, stat(path, &st) != 0, "gone");
+	return 0;
+}
+
+static void test_size_changes(void **state)
+{
+	const struct conform what = {
+		.text = "cache[disk=@/c,size=4Mi,mode=writeback]:raw:file:@/disk.img",
+		.size = 2 * MI,
+		.is_volume = true,
+		.in_memory = true
+	};
+	const char *failure = conform_with(&what, size_changes);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+/* --- Options ----------------------------------------------------------------------------------- */
+
+static CO_FN int nothing(void *arg)
+{
+	return 0;
+}
+
+static void test_setup_errors(void **state)
+{
+	static const struct {
+		const char *text, *message;
+	} cases[] = {
+		{ "cache[disk=/tmp/x]:mem[size=1Mi]", "option \"disk\" is for mode=writeback" },
+		{ "cache[durability=remote]:mem[size=1Mi]",
+		  "option \"durability\" is for mode=writeback" },
+		{ "cache[mode=writeback,durability=local]:mem[size=1Mi]",
+		  "durability=local needs a folder" },
+		{ "cache[mode=writeback,disk=x/y]:mem[size=1Mi]",
+		  "\"x/y\" must be an absolute path" },
+		{ "cache[mode=writeback,disk=@/no/c]:mem[size=1Mi]", "does not exist; make it" },
+		{ "cache[mode=writeback,disk=/dev/null]:mem[size=1Mi]", "it must be a folder" },
+		{ "cache[mode=writeback,size=64Ki]:mem[size=1Mi]",
+		  "\"64Ki\" is out of range 1MiB..1TiB" },
+	};
+
+	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+		const struct conform what = { .text = cases[i].text, .size = MI };
+		const char *failure = conform_with(&what, nothing);
+
+		if (!failure || !strstr(failure, cases[i].message))
+			fail_msg("%s: %s", cases[i].text, failure ? failure : "was accepted");
+	}
+}
+
+/* A store that can only be read is read. */
+static CO_FN int read_only(void *arg)
+{
+	struct run *r = arg;
+
+	if (run_write(r, 0, MI, 0, 1) || run_shut(r) || run_reopen(r, true))
+		return -1;
+	EXPECT(r, !(chain_top(r->chain)->caps & CAN_WRITE), "caps");
+	return 0;
+}
+
+static void test_read_only(void **state)
+{
+	check("cache[mode=writeback]:mem[size=1Mi]", MI, read_only);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_merged),       cmocka_unit_test(test_flushed_here),
+		cmocka_unit_test(test_shared_syncs), cmocka_unit_test(test_one_folder),
+		cmocka_unit_test(test_size_changes), cmocka_unit_test(test_setup_errors),
+		cmocka_unit_test(test_read_only),
+	};
+	int failed;
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]); /* a pattern with * and ? */
+	conform_start();
+	failed = cmocka_run_group_tests_name("cache, writing back", tests, NULL, NULL);
+	conform_stop();
+	return failed;
+}
