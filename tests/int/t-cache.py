@@ -1,0 +1,189 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+# suite: timeout=120 s3 once
+"""The write-back cache over a real S3 server: SIGKILL at random points, then the next daemon has everything that was
+answered, from the journal; an orderly end leaves all of it in the store.
+
+NBDRS_FULL=1: 100 kills. NBDRS_SEED repeats a run's choices, not its timing.
+"""
+
+import json
+import struct
+
+from faultproxy import FaultProxy
+from s3client import S3
+from servers import RadosGW
+from stores_test import *
+
+suite = Suite()
+server = RadosGW()
+client = S3(server.endpoint, server.access, server.secret)
+KILLS = 100 if FULL else 20
+SECTOR = 512
+SIZE = 4 * MIB
+SLOTS = SIZE // SECTOR
+OBJECT = 256 * KIB
+DEPTH = 12
+
+
+def sector(number, generation):
+    return struct.pack(">QQ", number, generation) * 32
+
+
+def options(folder, more=""):
+    return f"cache[disk={folder},size=8Mi,mode=writeback,lag=100ms{more}]"
+
+
+def serve(driver, conn, **kwargs):
+    return Daemon([("disk", driver, conn)], env=clean_env(), **kwargs)
+
+
+def status(daemon):
+    p = subprocess.run([os.path.join(BUILD, "nbdrsctl"), "--control", daemon.control, "--json", "status"],
+                       text=True, capture_output=True, timeout=WAIT_S, check=True)
+    return json.loads(p.stdout)
+
+
+def values(found, key):
+    """All values of a key, wherever it is in there."""
+    if isinstance(found, dict):
+        for k, v in found.items():
+            if k == key:
+                yield v
+            yield from values(v, key)
+    elif isinstance(found, list):
+        for v in found:
+            yield from values(v, key)
+
+
+class Model:
+    """What each sector may hold."""
+
+    def __init__(self, rnd):
+        self.rnd = rnd
+        self.answered = [0] * SLOTS  # generation; 0 = zeroes
+        self.open = {}               # sector: generations that may be there as well
+        self.generation = self.count = self.flushes = 0
+
+    def write_until_killed(self, daemon, requests):
+        """Kills it after so many answers, with more on their way."""
+        flying = {}
+        c = Nbd.connect(daemon.unix, "disk")
+
+        def take():
+            error, cookie = c.simple()
+            assert error == 0, f"error {error}:\n{daemon.text()}"
+            kind, at, n, generation = flying.pop(cookie)
+            self.count += 1
+            self.flushes += kind == FLUSH
+            for i in range(at, at + n):
+                self.answered[i] = generation
+                self.open.pop(i, None)
+
+        for _ in range(requests):
+            while len(flying) < DEPTH:
+                self.send_one(c, flying)
+            take()
+        daemon.process.kill()
+        daemon.wait()
+        try:
+            while flying:
+                take()
+        except (Closed, ConnectionError):
+            pass
+        c.close()
+
+    def send_one(self, c, flying):
+        r = self.rnd
+        x = r.random()
+        if x < 0.05:
+            c.send(c.request(FLUSH))
+            flying[c.cookie] = (FLUSH, 0, 0, 0)
+            return
+        while True:
+            n = r.choice((1, 2, 8, 8, 8, 8, 64, 200))
+            at = r.randrange(0, SLOTS - n)
+            if all(a + m <= at or at + n <= a for _, a, m, _ in flying.values()):
+                break
+        generation, data, kind = 0, b"", WRITE_ZEROES
+        if x < 0.9:
+            self.generation += 1
+            generation, kind = self.generation, WRITE
+            data = b"".join(sector(i, generation) for i in range(at, at + n))
+        for i in range(at, at + n):
+            self.open.setdefault(i, set()).add(generation)
+        head = c.request(kind, at * SECTOR, n * SECTOR, FUA if r.random() < 0.05 else 0)
+        flying[c.cookie] = (kind, at, n, generation)
+        c.send(head, data)
+
+    def check(self, data):
+        """What is found is what is there from now on."""
+        for i in range(SLOTS):
+            got = data[i * SECTOR:(i + 1) * SECTOR]
+            number, found = struct.unpack(">QQ", got[:16])
+            may = self.open.pop(i, set()) | {self.answered[i]}
+            assert found in may and got == (sector(i, found) if found else bytes(SECTOR)), \
+                f"sector {i} has generation {found} of sector {number}, not one of {may}; seed {SEED}"
+            self.answered[i] = found
+
+
+def rounds(driver, conn, kills, read):
+    run("init", "--size", str(SIZE), driver, conn, secrets=[server.secret])
+    m = Model(random.Random(SEED))
+    for _ in range(kills):
+        d = serve(driver, conn)
+        with Nbd.connect(d.unix, "disk") as c:
+            m.check(c.read(0, SIZE))
+        m.write_until_killed(d, m.rnd.randint(1, 150))
+    with serve(driver, conn) as d, Nbd.connect(d.unix, "disk") as c:
+        m.check(c.read(0, SIZE))
+        assert list(values(status(d), "mode")) == ["writeback"] and list(values(status(d), "durability")) == ["local"]
+    m.check(read())  # it ended orderly
+    print(f"     {driver} {kills} kills, {m.count} requests answered, {m.flushes} of them flushes; seed {SEED}")
+    assert m.flushes > 0
+    run("destroy", "--force", driver, conn, secrets=[server.secret])
+
+
+@suite.case
+def killed_below_the_mapping():
+    place = Bucket(server, client)
+    folder = os.path.join(temp_dir(), "journal")
+    rounds("sharded[size=256Ki]", f"{options(folder)}:{place.chain}", KILLS, lambda: read_sharded(place, OBJECT))
+    assert not os.path.exists(folder), os.listdir(folder)
+    place.clear()
+
+
+@suite.case
+def killed_above_the_mapping():
+    place = Bucket(server, client)
+    folder = os.path.join(temp_dir(), "journal")
+    rounds(options(folder), f"sharded[size=256Ki]:{place.chain}", KILLS // 7, lambda: read_sharded(place, OBJECT))
+    place.clear()
+
+
+@suite.case
+def killed_over_a_store_that_fails():
+    place = Bucket(server, client)
+    folder = os.path.join(temp_dir(), "journal")
+    with FaultProxy(server.port, SEED) as proxy:
+        proxy.mix(0.05)
+        rounds("sharded[size=256Ki]", f"{options(folder)}:s3:" + server.url(place.prefix, proxy.port), KILLS // 7,
+               lambda: read_sharded(place, OBJECT))
+    place.clear()
+
+
+@suite.case
+def one_daemon_for_a_folder():
+    place = Bucket(server, client)
+    folder = os.path.join(temp_dir(), "journal")
+    conn = f"{options(folder)}:{place.chain}"
+    run("init", "--size", str(SIZE), "sharded", conn, secrets=[server.secret])
+    with serve("sharded", conn) as d:
+        assert re.search(r"disk: cache mode=writeback durability=local disk=\S+ unsaved_bytes=0", d.text()), d.text()
+        _, err = run("check", "--open", "sharded", conn, code=1, secrets=[server.secret])
+        assert f"{folder} is in use by process {d.process.pid} (nbdrsd)" in err, err
+    run("check", "--open", "sharded", conn, secrets=[server.secret])
+    place.clear()
+
+
+suite.main()
