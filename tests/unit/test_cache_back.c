@@ -128,6 +128,30 @@ static uint64_t status_of(struct layer *l, const char *key)
 	return q.value;
 }
 
+/* Half a TiB is discarded: that is 131,072 units, and the index does not hold them all. */
+static CO_FN int large_discard(void *arg)
+{
+	const uint64_t step = UINT64_C(4) << 30;
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+
+	for (uint64_t i = 0; i < 128; i++) {
+		uint64_t units;
+
+		EXPECT(r, ch_trim(c, (struct ext){ &obj_none, i * step, step }, 0) == 0, "trim");
+		units = status_of(chain_top(r->chain), "dirty_units");
+		EXPECT(r, units <= 65536 + 1024, "%" PRIu64 " units", units);
+	}
+	EXPECT(r, ch_flush(c) == 0, "flush");
+	EXPECT(r, status_of(chain_top(r->chain), "dirty_units") == 0, "units");
+	return 0;
+}
+
+static void test_large_discard(void **state)
+{
+	check("cache[mode=writeback,lag=1h]:null[size=1Ti]", 4096, large_discard);
+}
+
 /* --- Group commit ------------------------------------------------------------------------------ */
 
 enum { CLIENTS = 64, ROUNDS = 8 };
@@ -309,7 +333,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_merged),       cmocka_unit_test(test_flushed_here),
 		cmocka_unit_test(test_shared_syncs), cmocka_unit_test(test_one_folder),
 		cmocka_unit_test(test_size_changes), cmocka_unit_test(test_setup_errors),
-		cmocka_unit_test(test_read_only),
+		cmocka_unit_test(test_read_only),    cmocka_unit_test(test_large_discard),
 	};
 	int failed;
 

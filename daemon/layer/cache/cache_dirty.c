@@ -141,6 +141,7 @@ static void part_drop(struct dirty *d, const struct dirty_part *p)
 {
 	segment_put(p->seg);
 	atomic_fetch_sub_explicit(&d->bytes, p->end - p->off, memory_order_relaxed);
+	atomic_fetch_sub_explicit(&d->parts_n, 1, memory_order_relaxed);
 }
 
 void unit_drop_all(struct dirty *d, struct unit *u)
@@ -234,6 +235,7 @@ static void lay_over(struct dirty *d, struct unit *u, struct dirty_part p)
 		segment_get(with[k].seg);
 		atomic_fetch_add_explicit(&d->bytes, with[k].end - with[k].off,
 					  memory_order_relaxed);
+		atomic_fetch_add_explicit(&d->parts_n, 1, memory_order_relaxed);
 	}
 	for (size_t k = 0; k < old; k++)
 		part_drop(d, &u->v[i + k]);

@@ -22,6 +22,8 @@
 #include "layer/cache/cache_journal.h"
 
 enum { UNIT_SHIFT = 22, DIRTY_STRIPES = 64, DIRTY_BUCKETS = 1024 };
+/* Where writers wait: some 30 and 100 MiB of memory. A discard of a large disk is many units. */
+enum { UNITS_MAX = 1 << 16, PARTS_MAX = 1 << 21 };
 
 /* [off, end) of the object as record `seq` left it. */
 struct dirty_part {
@@ -60,7 +62,7 @@ struct unit {
 
 struct dirty {
 	bool by_object; /* a unit is an object */
-	_Atomic uint64_t units_n, bytes;
+	_Atomic uint64_t units_n, parts_n, bytes;
 	struct dirty_stripe {
 		pthread_mutex_t lock;
 		struct list buckets[DIRTY_BUCKETS];
@@ -153,6 +155,9 @@ void target_want(struct dirty *d, const struct target *t);
 CO_FN int target_wait(struct dirty *d, const struct target *t);
 /* Does not wait. */
 void target_drop(struct dirty *d, const struct target *t);
+
+/* Parts per million of the index's room that are in use. Any thread. */
+uint64_t dirty_fill(struct dirty *d);
 
 struct dirty_view {
 	uint64_t bytes, units;

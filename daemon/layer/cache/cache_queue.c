@@ -204,6 +204,14 @@ void target_drop(struct dirty *d, const struct target *t)
 
 /* --- Looking at it ---------------------------------------------------------------------------- */
 
+uint64_t dirty_fill(struct dirty *d)
+{
+	const uint64_t units = atomic_load_explicit(&d->units_n, memory_order_relaxed);
+	const uint64_t parts = atomic_load_explicit(&d->parts_n, memory_order_relaxed);
+
+	return MAX(units * 1000000 / UNITS_MAX, parts * 1000000 / PARTS_MAX);
+}
+
 void dirty_view(struct dirty *d, struct dirty_view *v)
 {
 	*v = (struct dirty_view){ .bytes = atomic_load(&d->bytes),

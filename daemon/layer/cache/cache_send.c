@@ -22,10 +22,11 @@
 #include "layer/cache/cache_int.h"
 #include "nbdrs/cleanup.h"
 
-#define NS_PER_S     UINT64_C(1000000000)
-#define RETRY_MIN_NS (NS_PER_S / 10)
-#define RETRY_MAX_NS (5 * NS_PER_S)
-#define PAUSE_MAX_NS (NS_PER_S / 2)
+#define NS_PER_S      UINT64_C(1000000000)
+#define RETRY_MIN_NS  (NS_PER_S / 10)
+#define RETRY_MAX_NS  (5 * NS_PER_S)
+#define PAUSE_MAX_NS  (NS_PER_S / 2)
+#define FULL_PAUSE_NS UINT64_C(2000000)
 
 /* Parts per million of the journal's room. */
 enum { FILL_SLOW = 700000, FILL_ALL = 1000000 };
@@ -118,6 +119,11 @@ int back_error(struct back *b)
 
 /* --- Slowing down ----------------------------------------------------------------------------- */
 
+static uint64_t fill_now(struct back *b)
+{
+	return MAX(journal_fill(&b->journal), dirty_fill(&b->dirty));
+}
+
 /* How long this writer pauses: until the turns of those before it are over. */
 static uint64_t take_turn(struct back *b, uint64_t len, uint64_t fill)
 {
@@ -132,25 +138,9 @@ static uint64_t take_turn(struct back *b, uint64_t len, uint64_t fill)
 	b->pace_until = MAX(b->pace_until, now);
 	pause = MIN(b->pace_until - now, PAUSE_MAX_NS);
 	b->pace_until += MIN(len * NS_PER_S / speed, PAUSE_MAX_NS);
-	if (fill > FILL_SLOW)
-		co_wq_wake_one(&b->dirty.work); /* units are due sooner now */
+	co_wq_wake_one(&b->dirty.work); /* units are due sooner now */
 	pthread_mutex_unlock(&b->dirty.lock);
 	return pause;
-}
-
-int back_throttle(struct back *b, uint64_t len)
-{
-	const uint64_t fill = journal_fill(&b->journal);
-	uint64_t pause;
-
-	if (b->c->away == AWAY_READONLY && away_error(b))
-		return -EROFS;
-	if (fill <= FILL_SLOW)
-		return 0;
-	pause = take_turn(b, len, fill);
-	if (pause)
-		co_sleep(pause);
-	return 0;
 }
 
 /* The journal has no room for a writer. */
@@ -164,12 +154,34 @@ static int want_room(void *arg)
 	return away_error(b);
 }
 
+int back_throttle(struct back *b, uint64_t len)
+{
+	uint64_t fill, pause;
+	int rc = 0;
+
+	if (b->c->away == AWAY_READONLY && away_error(b))
+		return -EROFS;
+	fill = fill_now(b);
+	if (likely(fill <= FILL_SLOW))
+		return 0;
+	pause = take_turn(b, len, fill);
+	if (pause)
+		co_sleep(pause);
+	/* The journal waits for room by itself. */
+	while (!rc && dirty_fill(&b->dirty) >= FILL_ALL) {
+		rc = want_room(b);
+		if (!rc)
+			co_sleep(FULL_PAUSE_NS);
+	}
+	return rc;
+}
+
 /* --- Workers ---------------------------------------------------------------------------------- */
 
 /* How old a unit gets. */
 static uint64_t age_now(struct back *b)
 {
-	const uint64_t fill = journal_fill(&b->journal);
+	const uint64_t fill = fill_now(b);
 
 	return fill >= FILL_SLOW ? 0 : b->c->lag_ns / FILL_SLOW * (FILL_SLOW - fill);
 }
