@@ -235,9 +235,10 @@ static CO_FN int find_segment(struct journal *j, struct segment **out)
 	return rc;
 }
 
-static CO_FN int new_head(struct journal *j)
+/* `old`: the one so far; NULL = none. */
+static CO_FN int new_head(struct journal *j, const struct segment *old)
 {
-	const struct segment *old = head_of(j);
+	const uint64_t number = old ? old->number + 1 : 1; /* `old` may be given back meanwhile */
 	struct segment *seg;
 	int rc = journal_sync(j);
 
@@ -245,7 +246,7 @@ static CO_FN int new_head(struct journal *j)
 		rc = find_segment(j, &seg);
 	if (rc)
 		return rc;
-	seg->number = old ? old->number + 1 : 1;
+	seg->number = number;
 	rc = segment_write_head(j, seg, j->written);
 	pthread_mutex_lock(&j->lock);
 	if (rc) {
@@ -310,9 +311,9 @@ static unsigned lay_out(struct journal *j, struct batch *b, struct segment *head
 	return n;
 }
 
-static CO_FN int write_batch(struct journal *j, struct batch *b, uint64_t synced)
+static CO_FN int write_batch(struct journal *j, struct batch *b, struct segment *head,
+			     uint64_t synced)
 {
-	struct segment *head = head_of(j);
 	const unsigned n = lay_out(j, b, head, synced);
 	uint64_t at = j->head_at;
 
@@ -351,7 +352,7 @@ static void finish_waiting(struct journal *j, int rc)
 /* One batch. The lock is held before and after, not meanwhile. */
 static CO_FN void lead(struct journal *j)
 {
-	const struct segment *head = head_of(j);
+	struct segment *head = head_of(j);
 	const uint64_t synced = j->synced;
 	struct batch b = { .n = 0 };
 	int rc = j->error;
@@ -361,9 +362,9 @@ static CO_FN void lead(struct journal *j)
 		take_batch(j, &b, head->room - MIN(j->head_at, head->room));
 	pthread_mutex_unlock(&j->lock);
 	if (!rc && !b.n)
-		rc = new_head(j);
+		rc = new_head(j, head);
 	else if (!rc)
-		rc = write_batch(j, &b, synced);
+		rc = write_batch(j, &b, head, synced);
 	for (unsigned i = 0; i < b.n && !rc; i++)
 		j->conf.show(j->conf.arg, b.r[i]);
 	pthread_mutex_lock(&j->lock);
