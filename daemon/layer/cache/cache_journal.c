@@ -86,8 +86,6 @@ int journal_open(struct journal *j, const struct journal_conf *conf, struct err 
 		rc = journal_replay(j, err);
 	if (!rc && !conf->is_ro)
 		rc = make_first(j, err);
-	if (rc)
-		journal_close(j);
 	return rc;
 }
 

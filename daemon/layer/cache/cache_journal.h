@@ -123,7 +123,8 @@ struct journal {
 };
 
 /*
- * A fresh one; with a folder that is locked, read and shown record by record. Errors name the file.
+ * A fresh one; with a folder that is locked, read and shown record by record. Errors name the file;
+ * it is to be closed after them, too, since what was shown may point into it.
  */
 CO_FN int journal_open(struct journal *j, const struct journal_conf *conf, struct err *err);
 /* Nobody uses it. Its files stay. */

@@ -414,12 +414,11 @@ int back_open(struct layer *l, struct err *err)
 	conf.arg = b;
 	c->back = b;
 	rc = journal_open(&b->journal, &conf, err);
-	if (!rc && !b->is_ro) {
+	if (!rc && !b->is_ro)
 		rc = start(b, err);
-		if (rc)
-			journal_close(&b->journal);
-	}
 	if (rc) {
+		dirty_free(&b->dirty); /* its references into the journal first */
+		journal_close(&b->journal);
 		c->back = NULL;
 		free_back(b);
 	}
