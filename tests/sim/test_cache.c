@@ -230,7 +230,7 @@ struct fiber {
 	uint32_t number;
 };
 
-static void write_on(void *arg)
+static CO_FN void write_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
 	struct chan *c = chan_of(f.t);
@@ -247,7 +247,7 @@ static void write_on(void *arg)
 	}
 }
 
-static void read_on(void *arg)
+static CO_FN void read_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
 	struct chan *c = chan_of(f.t);
@@ -269,7 +269,7 @@ static void read_on(void *arg)
 	}
 }
 
-static void flush_on(void *arg)
+static CO_FN void flush_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
 	struct chan *c = chan_of(f.t);

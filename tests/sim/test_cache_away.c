@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Layer cache writing back while the store is away, refuses data or is slow; whose journal it is. In the simulator, where ten
- * minutes pass at once.
+ * Layer cache writing back while the store is away, refuses data or is slow; whose journal it is.
+ * In the simulator, where ten minutes pass at once.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -115,7 +115,7 @@ static CO_FN int come_back(struct world *w)
 	return check_store(w);
 }
 
-static void fill_up(void *arg)
+static CO_FN void fill_up(void *arg)
 {
 	struct world *w = arg;
 
@@ -267,7 +267,10 @@ static CO_FN int expect_refused(const char *chain, int rc, const char *message)
 	return 0;
 }
 
-/* What stays behind when the store is away at the end is there at the next start, for this volume only. */
+/*
+ * What stays behind when the store is away at the end is there at the next start, for this volume
+ * only.
+ */
 static CO_FN int whose_journal(void *model)
 {
 	struct world w = { 0 };

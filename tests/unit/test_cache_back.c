@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Layer cache writing back: what reaches the layer below and when, the journal's folder, options. Crashes are simulated in
- * tests/sim/test_cache.c, stores that are away in tests/sim/test_cache_away.c; the conformance suites run over it in
- * test_layers.c and test_stores.c.
+ * Layer cache writing back: what reaches the layer below and when, the journal's folder, options.
+ * Crashes are simulated in tests/sim/test_cache.c, stores that are away in
+ * tests/sim/test_cache_away.c; the conformance suites run over it in test_layers.c and
+ * test_stores.c.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,7 +34,9 @@ static void check(const char *text, uint64_t size, int (*fn)(void *run))
 		fail_msg("%s", failure);
 }
 
-/* --- What reaches the layer below -------------------------------------------------------------- */
+/*
+ * --- What reaches the layer below --------------------------------------------------------------
+ */
 
 /* Put and read by the store at the end of the chain's text. */
 static CO_FN int merged(void *arg)
@@ -152,7 +155,9 @@ static void test_large_discard(void **state)
 	check("cache[mode=writeback,lag=1h]:null[size=1Ti]", 4096, large_discard);
 }
 
-/* --- Group commit ------------------------------------------------------------------------------ */
+/*
+ * --- Group commit ------------------------------------------------------------------------------
+ */
 
 enum { CLIENTS = 64, ROUNDS = 8 };
 
@@ -204,7 +209,9 @@ static void test_shared_syncs(void **state)
 		fail_msg("%s", failure);
 }
 
-/* --- The folder -------------------------------------------------------------------------------- */
+/*
+ * --- The folder --------------------------------------------------------------------------------
+ */
 
 /* A second one on the same folder is refused, by name, and disturbs nobody. */
 static CO_FN int one_folder(void *arg)
@@ -277,7 +284,9 @@ static void test_size_changes(void **state)
 		fail_msg("%s", failure);
 }
 
-/* --- Options ----------------------------------------------------------------------------------- */
+/*
+ * --- Options -----------------------------------------------------------------------------------
+ */
 
 static CO_FN int nothing(void *arg)
 {
