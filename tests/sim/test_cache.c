@@ -49,9 +49,10 @@ struct model {
 struct plan {
 	const char *chain, *below; /* below: without the cache */
 	uint64_t size, ns, pause_ns;
-	bool is_prefix;  /* a crash leaves a beginning */
-	bool keeps_all;  /* of what was answered: only kills come */
-	uint32_t fails;  /* ppm of the store's requests */
+	bool is_prefix; /* a crash leaves a beginning */
+	bool keeps_all; /* of what was answered: only kills come */
+	uint32_t fails; /* ppm of the store's requests */
+	bool has_weather;
 	bool is_flipped; /* after a crash a few bits of the journal are not what they were */
 	struct sim_faults faults;
 };
@@ -230,6 +231,24 @@ struct fiber {
 	uint32_t number;
 };
 
+/* Good, failing, and away for up to ten minutes. */
+static CO_FN void weather(void *arg)
+{
+	static const int errors[] = { -EAGAIN, -ETIMEDOUT, -ECONNRESET, -ECONNREFUSED };
+	const struct traffic *t = arg;
+
+	while (!t->is_over && now_ns() < t->until) {
+		const uint64_t ns = MS * (10000 + sim_below(590000)), kind = sim_below(3);
+
+		sim_remote_fails(errors[sim_below(ARRAY_LEN(errors))],
+				 kind == 0   ? 0
+				 : kind == 1 ? 200000
+					     : 1000000,
+				 now_ns() + ns);
+		co_sleep(ns + MS * sim_below(600000));
+	}
+}
+
 static CO_FN void write_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
@@ -292,6 +311,8 @@ static CO_FN void run_traffic(struct traffic *t)
 	struct co_group g = CO_GROUP_INIT;
 
 	t->until = now_ns() + t->p->ns;
+	if (t->p->has_weather)
+		co_group_spawn(&g, weather, t);
 	for (uint32_t k = 0; k < ARRAY_LEN(fibers); k++) {
 		fibers[k] = (struct fiber){ t, k };
 		co_group_spawn(&g,
@@ -506,6 +527,18 @@ static CO_FN int bad_disk(void *model)
 	return live(&p, model);
 }
 
+/* 24 hours. */
+static CO_FN int day(void *model)
+{
+	static const struct plan p = { .chain = "sharded[size=32Ki]:" CACHE("") RETRY "remote",
+				       .below = "sharded:remote",
+				       .ns = UINT64_C(24) * 3600 * 1000 * MS,
+				       .pause_ns = 100000 * MS,
+				       .has_weather = true };
+
+	return live(&p, model);
+}
+
 static CO_FN int full_disk(void *model)
 {
 	static const struct plan p = {
@@ -551,6 +584,10 @@ static const struct sim_case cases[] = {
 	  .recover = remote_on_disk,
 	  CRASHES(SIM_ANY_CRASH) },
 	{ .name = "bad-disk", .scenario = bad_disk, .recover = disk_power, CRASHES(SIM_ANY_CRASH) },
+	{ .name = "objects-24h",
+	  .scenario = day,
+	  .model_len = sizeof(struct model),
+	  .is_once = true },
 	{ .name = "flipped",
 	  .scenario = flipped,
 	  .recover = flipped,
