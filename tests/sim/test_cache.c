@@ -48,7 +48,7 @@ struct model {
 
 struct plan {
 	const char *chain, *below; /* below: without the cache */
-	uint64_t size, ns, pause_ns;
+	uint64_t ns, pause_ns, idle_ns;
 	bool is_prefix; /* a crash leaves a beginning */
 	bool keeps_all; /* of what was answered: only kills come */
 	uint32_t fails; /* ppm of the store's requests */
@@ -249,6 +249,15 @@ static CO_FN void weather(void *arg)
 	}
 }
 
+/* In the middle of it nobody writes for a while: the journal gets empty. */
+static CO_FN void pause_together(const struct traffic *t)
+{
+	const uint64_t from = t->until - t->p->ns / 2, ns = t->p->idle_ns;
+
+	if (ns && now_ns() >= from && now_ns() < from + ns)
+		co_sleep(from + ns - now_ns() + sim_below(MS));
+}
+
 static CO_FN void write_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
@@ -263,6 +272,7 @@ static CO_FN void write_on(void *arg)
 		}
 		if (sim_chance(500000))
 			co_sleep(sim_below(2 * f.t->p->pause_ns));
+		pause_together(f.t);
 	}
 }
 
@@ -447,6 +457,21 @@ static CO_FN int disk_power(void *model)
 	return live(&p, model);
 }
 
+/* Long enough for the journal to be emptied, which is when some of the crashes come. */
+static CO_FN int disk_idle(void *model)
+{
+	static const struct plan p = {
+		.chain = "cache[disk=/disk/c,size=1Mi,mode=writeback,lag=10ms]:" DISK,
+		.below = DISK,
+		.ns = 2300 * MS,
+		.idle_ns = 1013 * MS,
+		.pause_ns = 40 * MS,
+		.is_prefix = true
+	};
+
+	return live(&p, model);
+}
+
 static CO_FN int disk_kill(void *model)
 {
 	static const struct plan p = { .chain = CACHE("") DISK,
@@ -573,6 +598,10 @@ static const struct sim_case cases[] = {
 	  .recover = disk_power,
 	  CRASHES(SIM_POWER_CUT) },
 	{ .name = "disk-kill", .scenario = disk_kill, .recover = disk_kill, CRASHES(SIM_KILL) },
+	{ .name = "disk-idle",
+	  .scenario = disk_idle,
+	  .recover = disk_idle,
+	  CRASHES(SIM_ANY_CRASH) },
 	{ .name = "objects", .scenario = objects, .recover = objects, CRASHES(SIM_ANY_CRASH) },
 	{ .name = "above-sharded",
 	  .scenario = above_sharded,

@@ -92,6 +92,14 @@ static CO_FN int flushed_here(void *arg)
 		EXPECT(r, now_ns() < deadline, "it is never sent");
 		co_sleep(1000000);
 	}
+	/* And some time after that the journal is empty. */
+	while (status_of(l, "journal_used")) {
+		EXPECT(r, now_ns() < deadline, "it is never emptied");
+		co_sleep(1000000);
+	}
+	if (run_check_all(r) || run_write(r, 5000, 100000, IO_FUA, 1))
+		return -1;
+	EXPECT(r, status_of(l, "journal_used") > 100000, "in use again");
 	return run_check_all(r);
 }
 

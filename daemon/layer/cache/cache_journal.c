@@ -25,6 +25,7 @@
 #include "nbdrs/cleanup.h"
 #include "nbdrs/io.h"
 #include "nbdrs/log.h"
+#include "nbdrs/reactor.h"
 
 /* Bytes of a batch, and how long a writer waits for room before it asks again. */
 enum { BATCH_LEN = 4 << 20 };
@@ -347,6 +348,14 @@ static void finish_waiting(struct journal *j, int rc)
 	} while (b.n);
 }
 
+/* The next one's turn. With the lock held. */
+static void stop_writing(struct journal *j)
+{
+	j->is_writing = false;
+	if (!list_empty(&j->waiting))
+		co_wake(list_entry(j->waiting.next, struct record, node)->co);
+}
+
 /* One batch. The lock is held before and after, not meanwhile. */
 static CO_FN void lead(struct journal *j)
 {
@@ -369,14 +378,13 @@ static CO_FN void lead(struct journal *j)
 	j->seq += b.n;
 	if (!rc && b.n) {
 		j->written = j->seq;
+		j->appended_at = now_ns();
 		j->head_at += b.len;
 	}
 	if (rc && !b.n)
 		finish_waiting(j, rc); /* no segment to be had */
 	finish(&b, rc);
-	j->is_writing = false;
-	if (!list_empty(&j->waiting))
-		co_wake(list_entry(j->waiting.next, struct record, node)->co);
+	stop_writing(j);
 }
 
 int journal_append(struct journal *j, struct record *r)
@@ -483,6 +491,46 @@ int journal_free_segments(struct journal *j, bool all, int (*flush)(void *arg), 
 		rc = journal_sync(j);
 	for (unsigned i = 0; i < n && !rc; i++)
 		rc = free_oldest(j);
+	return rc;
+}
+
+bool journal_is_idle(struct journal *j, uint64_t ns, uint64_t *due)
+{
+	const uint64_t now = now_ns();
+
+	pthread_mutex_lock(&j->lock);
+	*due = j->used_n ? j->appended_at + ns : UINT64_MAX;
+	if (j->error || (*due <= now && (j->is_writing || free_n(j, true) < j->used_n)))
+		*due = UINT64_MAX;
+	pthread_mutex_unlock(&j->lock);
+	return *due <= now;
+}
+
+int journal_empty(struct journal *j, int (*flush)(void *arg), void *arg)
+{
+	uint64_t before;
+	int rc;
+
+	pthread_mutex_lock(&j->lock);
+	before = j->seq;
+	pthread_mutex_unlock(&j->lock);
+	rc = flush(arg);
+	if (!rc)
+		rc = journal_sync(j);
+	pthread_mutex_lock(&j->lock);
+	if (rc || j->is_writing || j->is_syncing || j->seq != before ||
+	    free_n(j, true) < j->used_n) {
+		pthread_mutex_unlock(&j->lock);
+		return rc;
+	}
+	j->is_writing = true; /* who appends waits for some milliseconds */
+	while (!rc && j->used_n) {
+		pthread_mutex_unlock(&j->lock);
+		rc = free_oldest(j);
+		pthread_mutex_lock(&j->lock);
+	}
+	stop_writing(j);
+	pthread_mutex_unlock(&j->lock);
 	return rc;
 }
 

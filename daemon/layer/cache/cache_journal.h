@@ -110,10 +110,11 @@ struct journal {
 	uint32_t last_file;
 	bool is_writing; /* somebody writes: `head` and `head_at` are its */
 	uint64_t head_at;
-	uint64_t seq;     /* given last */
-	uint64_t written; /* all up to this one are written and shown */
-	uint64_t synced;  /* and these are stable */
-	uint64_t syncs;   /* done */
+	uint64_t seq;         /* given last */
+	uint64_t written;     /* all up to this one are written and shown */
+	uint64_t synced;      /* and these are stable */
+	uint64_t syncs;       /* done */
+	uint64_t appended_at; /* ns: the last record */
 	bool is_syncing;
 	struct co_wq sync_wq;
 	struct co_wq room_wq; /* where the writer waits for a segment */
@@ -169,6 +170,13 @@ bool journal_can_free(struct journal *j);
  */
 CO_FN int journal_free_segments(struct journal *j, bool all, CO_FN int (*flush)(void *arg),
 				void *arg);
+
+/*
+ * When nothing was appended for so long, and nobody points into any segment: gives all of them back, the head too. So a
+ * journal without a purpose is empty. *due: when that may be, UINT64_MAX = not before something happens.
+ */
+bool journal_is_idle(struct journal *j, uint64_t ns, uint64_t *due);
+CO_FN int journal_empty(struct journal *j, CO_FN int (*flush)(void *arg), void *arg);
 
 /* Parts per million of the room that are in use. Any thread. */
 uint64_t journal_fill(struct journal *j);

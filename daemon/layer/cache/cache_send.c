@@ -26,6 +26,7 @@
 #define RETRY_MIN_NS  (NS_PER_S / 10)
 #define RETRY_MAX_NS  (5 * NS_PER_S)
 #define PAUSE_MAX_NS  (NS_PER_S / 2)
+#define IDLE_NS       (NS_PER_S)
 #define FULL_PAUSE_NS UINT64_C(2000000)
 
 /* Parts per million of the journal's room. */
@@ -193,9 +194,11 @@ static CO_FN int flush_below(void *arg)
 	return b->chan->kids[0]->layer->caps & CAN_FLUSH ? ch_flush(b->chan->kids[0]) : 0;
 }
 
-static CO_FN void give_back(struct back *b)
+/* Segments, the oldest or all. */
+static CO_FN void give_back(struct back *b, bool all)
 {
-	const int rc = journal_free_segments(&b->journal, false, flush_below, b);
+	const int rc = all ? journal_empty(&b->journal, flush_below, b)
+			   : journal_free_segments(&b->journal, false, flush_below, b);
 
 	if (rc)
 		account(b, "(flush)", 0, rc);
@@ -224,18 +227,22 @@ static CO_FN void send_one(struct back *b, struct unit *u)
 static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
 {
 	struct dirty *d = &b->dirty;
+	uint64_t idle = UINT64_MAX;
+	const bool may_retry = b->retry_at <= now_ns(), may_free = may_retry && !b->is_freeing;
+	const bool all = may_free && journal_is_idle(&b->journal, b->c->lag_ns + IDLE_NS, &idle);
 	struct unit *u;
 
-	if (!b->is_freeing && b->retry_at <= now_ns() && journal_can_free(&b->journal)) {
+	if (all || (may_free && journal_can_free(&b->journal))) {
 		b->is_freeing = true;
 		co_wq_wake_one(&d->work);
 		pthread_mutex_unlock(&d->lock);
-		give_back(b);
+		give_back(b, all);
 		pthread_mutex_lock(&d->lock);
 		b->is_freeing = false;
 		return true;
 	}
 	u = dirty_next(d, age, b->retry_at, due);
+	*due = MIN(*due, may_retry ? idle : b->retry_at);
 	if (!u)
 		return false;
 	co_wq_wake_one(&d->work);
@@ -252,12 +259,9 @@ static CO_FN void worker(void *arg)
 
 	pthread_mutex_lock(&d->lock);
 	while (!b->is_stopping) {
-		uint64_t age, due, now;
+		uint64_t due, now;
 
-		pthread_mutex_unlock(&d->lock);
-		age = age_now(b); /* the journal's lock is not taken inside of this one */
-		pthread_mutex_lock(&d->lock);
-		if (b->is_stopping || work_once(b, age, &due))
+		if (work_once(b, age_now(b), &due))
 			continue;
 		now = now_ns();
 		if (b->has_keeper || due == UINT64_MAX) {
