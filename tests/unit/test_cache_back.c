@@ -34,9 +34,7 @@ static void check(const char *text, uint64_t size, int (*fn)(void *run))
 		fail_msg("%s", failure);
 }
 
-/*
- * --- What reaches the layer below --------------------------------------------------------------
- */
+/* --- What reaches the layer below ------------------------------------------------------------- */
 
 /* Put and read by the store at the end of the chain's text. */
 static CO_FN int merged(void *arg)
@@ -163,9 +161,7 @@ static void test_large_discard(void **state)
 	check("cache[mode=writeback,lag=1h]:null[size=1Ti]", 4096, large_discard);
 }
 
-/*
- * --- Group commit ------------------------------------------------------------------------------
- */
+/* --- Group commit ----------------------------------------------------------------------------- */
 
 enum { CLIENTS = 64, ROUNDS = 8 };
 
@@ -217,9 +213,7 @@ static void test_shared_syncs(void **state)
 		fail_msg("%s", failure);
 }
 
-/*
- * --- The folder --------------------------------------------------------------------------------
- */
+/* --- The folder ------------------------------------------------------------------------------- */
 
 /* A second one on the same folder is refused, by name, and disturbs nobody. */
 static CO_FN int one_folder(void *arg)
@@ -292,9 +286,7 @@ static void test_size_changes(void **state)
 		fail_msg("%s", failure);
 }
 
-/*
- * --- Options -----------------------------------------------------------------------------------
- */
+/* --- Options ---------------------------------------------------------------------------------- */
 
 static CO_FN int nothing(void *arg)
 {

@@ -9,8 +9,9 @@
  *	mode=writeback		a write is answered when it is in a journal, on disk or in memory,
  *				and is sent below later. On top of the other mode, which is how it
  *				reads and writes below. Requests: cache_back.c, cache_objects.c; the
- *				journal: cache_journal.c, _segment, _replay, _record; what of it is
- *				not below yet: cache_dirty.c, _queue; sending: cache_send.c, _unit
+ *				journal: cache_journal.c, _room, _segment, _replay, _record; what of
+ *				it is not below yet: cache_dirty.c, _queue; sending: cache_send.c,
+ *				_pace, _unit
  *
  * Promises. Writing through: those of the layer below, for flush, FUA, trim, crash and several
  * writers; whatever fails below leaves nothing in the cache. Writing back: see docs/consistency.md.

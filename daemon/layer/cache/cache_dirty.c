@@ -77,9 +77,7 @@ static void *must(void *p)
 	return p;
 }
 
-/*
- * --- Units; with the stripe's lock held --------------------------------------------------------
- */
+/* --- Units; with the stripe's lock held ------------------------------------------------------- */
 
 static uint64_t mix(uint64_t hash, uint64_t window)
 {
@@ -133,9 +131,7 @@ void unit_release(struct dirty *d, struct unit *u)
 		unit_free(d, u);
 }
 
-/*
- * --- Parts; with the stripe's lock held --------------------------------------------------------
- */
+/* --- Parts; with the stripe's lock held ------------------------------------------------------- */
 
 static void part_drop(struct dirty *d, const struct dirty_part *p)
 {

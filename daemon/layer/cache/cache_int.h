@@ -27,7 +27,7 @@ struct cache {
 
 	bool is_local;         /* durability */
 	uint64_t journal_size; /* size */
-	unsigned shift; /* log2 of granule */
+	unsigned shift;        /* log2 of granule */
 	struct cache_table *table;
 	struct rangelock ranges; /* see cache_through.c */
 	struct back *back;       /* NULL: writes through */
@@ -64,9 +64,7 @@ struct back {
 	struct log_gate gate;
 };
 
-/*
- * --- cache_through.c: to the layer below, past the journal -------------------------------------
- */
+/* --- cache_through.c: to the layer below, past the journal ------------------------------------ */
 
 CO_FN int through_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
 CO_FN int through_cache(struct chan *ch, struct ext e);
@@ -76,9 +74,7 @@ CO_FN int through_trim(struct chan *ch, struct ext e, unsigned fl);
 CO_FN int through_put(struct chan *ch, const struct put *p, struct obj_stat *st);
 CO_FN int through_del(struct chan *ch, const struct obj *objs, unsigned n);
 
-/*
- * --- cache_back.c: requests over the journal ---------------------------------------------------
- */
+/* --- cache_back.c: requests over the journal -------------------------------------------------- */
 
 CO_FN int back_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
 CO_FN int back_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
@@ -86,9 +82,7 @@ CO_FN int back_zero(struct chan *ch, struct ext e, unsigned fl);
 CO_FN int back_flush(struct chan *ch);
 CO_FN int back_map(struct chan *ch, struct ext e, struct extmap *m);
 
-/*
- * --- cache_objects.c: whole objects over the journal --------------------------------------------
- */
+/* --- cache_objects.c: whole objects over the journal ------------------------------------------ */
 
 CO_FN int back_stat(struct chan *ch, const struct obj *obj, struct obj_stat *st);
 CO_FN int back_put(struct chan *ch, const struct put *p, struct obj_stat *st);
@@ -97,9 +91,7 @@ CO_FN int back_list(struct chan *ch, const char *prefix, list_fn *fn, void *arg)
 /* Writes a change into the journal; of a keyed layer it waits for a put of the object. */
 CO_FN int back_append(struct back *b, struct record *r);
 
-/*
- * --- cache_send.c: in the background -----------------------------------------------------------
- */
+/* --- cache_send.c: in the background ---------------------------------------------------------- */
 
 /* Opens journal and index and starts sending. */
 CO_FN int back_open(struct layer *l, struct err *err);
@@ -108,14 +100,23 @@ CO_FN void back_close(struct layer *l);
 /* Everything that was answered is below; its flush is the caller's. */
 CO_FN int back_drain(struct back *b);
 CO_FN int back_drain_object(struct back *b, const struct obj *obj);
+
+/* --- cache_pace.c: how it goes ---------------------------------------------------------------- */
+
+/* Parts per million of the room in journal and index. */
+enum { FILL_SLOW = 700000, FILL_ALL = 1000000 };
+
+uint64_t back_fill(struct back *b);
+/* Something was sent, or not. */
+void back_account(struct back *b, const char *what, uint64_t bytes, int rc);
 /* Slows a writer of so many bytes down, or refuses it. */
 CO_FN int back_throttle(struct back *b, uint64_t len);
+/* Of struct journal_conf. */
+int back_want_room(void *back);
 /* What is wrong with sending and has to be reported; 0. */
 int back_error(struct back *b);
 
-/*
- * --- cache_unit.c ------------------------------------------------------------------------------
- */
+/* --- cache_unit.c ----------------------------------------------------------------------------- */
 
 /* Brings what the snapshot has below. */
 CO_FN int unit_send(struct back *b, const struct unit *u, const struct snapshot *s);

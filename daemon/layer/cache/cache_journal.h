@@ -172,8 +172,9 @@ CO_FN int journal_free_segments(struct journal *j, bool all, CO_FN int (*flush)(
 				void *arg);
 
 /*
- * When nothing was appended for so long, and nobody points into any segment: gives all of them back, the head too. So a
- * journal without a purpose is empty. *due: when that may be, UINT64_MAX = not before something happens.
+ * When nothing was appended for so long, and nobody points into any segment: gives all of them
+ * back, the head too. So a journal without a purpose is empty. *due: when that may be, UINT64_MAX =
+ * not before something happens.
  */
 bool journal_is_idle(struct journal *j, uint64_t ns, uint64_t *due);
 CO_FN int journal_empty(struct journal *j, CO_FN int (*flush)(void *arg), void *arg);
@@ -228,6 +229,18 @@ uint64_t journal_record_data_size(const struct record *r);
 bool journal_record_parse(const uint8_t *from, uint64_t len, const struct segment *seg,
 			  uint64_t after, struct record *r, struct obj *obj);
 bool journal_record_data_is_good(const uint8_t *from, const struct record *r);
+
+/*
+ * cache_journal.c, with the lock held: the newest segment or NULL; is_writing ends, whoever waits
+ * goes on.
+ */
+
+struct segment *journal_head(struct journal *j);
+void journal_stop_writing(struct journal *j);
+
+/* cache_room.c: a segment that is in no list, once there is one. The lock is not held. */
+
+CO_FN int segment_find(struct journal *j, struct segment **out);
 
 /* cache_replay.c */
 CO_FN int journal_replay(struct journal *j, struct err *err);

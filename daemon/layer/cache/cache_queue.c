@@ -59,9 +59,7 @@ struct unit *dirty_next(struct dirty *d, uint64_t age, uint64_t retry_at, uint64
 	return NULL;
 }
 
-/*
- * --- Queues; with the stripe's lock held -------------------------------------------------------
- */
+/* --- Queues; with the stripe's lock held ------------------------------------------------------ */
 
 void unit_enqueue(struct dirty *d, struct unit *u)
 {

@@ -4,13 +4,6 @@
  * they are due: one that somebody waits for at once, others when they are `lag` old, sooner the
  * fuller the journal is. One of the fibers, the keeper, sleeps until something is due; whoever
  * takes work wakes another one first. Between units one of them gives segments back.
- *
- * Writers are slowed down from 70 % on: they take turns whose length follows from the speed of
- * sending, four times that speed at 70 %, as fast as sending when the journal is full.
- *
- *	state		since		ends with
- *	good		-		a failure
- *	failing		bad_since	a success; after `after` what `away` says happens
  */
 #include <assert.h>
 #include <errno.h>
@@ -22,167 +15,15 @@
 #include "layer/cache/cache_int.h"
 #include "nbdrs/cleanup.h"
 
-#define NS_PER_S      UINT64_C(1000000000)
-#define RETRY_MIN_NS  (NS_PER_S / 10)
-#define RETRY_MAX_NS  (5 * NS_PER_S)
-#define PAUSE_MAX_NS  (NS_PER_S / 2)
-#define IDLE_NS       (NS_PER_S)
-#define FULL_PAUSE_NS UINT64_C(2000000)
-
-/* Parts per million of the journal's room. */
-enum { FILL_SLOW = 700000, FILL_ALL = 1000000 };
-/* Bytes per second: who is slowed down is at least as fast. */
-enum { SPEED_MIN = 1 << 20 };
-
-/* --- How it goes ------------------------------------------------------------------------------ */
-
-/* With dirty.lock held. */
-static void count_sent(struct back *b, uint64_t bytes)
-{
-	const uint64_t second = now_ns() / NS_PER_S;
-
-	if (second != b->second) {
-		b->last_second = second == b->second + 1 ? b->this_second : 0;
-		b->this_second = 0;
-		b->second = second;
-	}
-	b->this_second += bytes;
-	b->sent_bytes += bytes;
-}
-
-static void note_failure(struct back *b, int rc)
-{
-	const uint64_t now = now_ns();
-
-	b->failures++;
-	b->error = rc;
-	if (!b->bad_since)
-		b->bad_since = now;
-	b->retry_at = now + MIN(RETRY_MIN_NS << MIN(b->failed_in_row, 10U), RETRY_MAX_NS);
-	b->failed_in_row++;
-}
-
-static void account(struct back *b, const char *what, uint64_t bytes, int rc)
-{
-	unsigned suppressed = 0;
-	bool is_news = false, was_bad;
-
-	pthread_mutex_lock(&b->dirty.lock);
-	was_bad = b->error != 0;
-	if (rc) {
-		note_failure(b, rc);
-	} else {
-		b->sends++;
-		b->error = 0;
-		b->bad_since = b->retry_at = b->failed_in_row = 0;
-		count_sent(b, bytes);
-	}
-	if (rc || was_bad)
-		is_news = log_gate_open(&b->gate, &suppressed);
-	pthread_mutex_unlock(&b->dirty.lock);
-	if (is_news && rc)
-		log_warn(
-			"%s: cache: the layer below does not take data, it stays here object=%s error=%s "
-			"suppressed=%u",
-			b->name, what, err_name(rc), suppressed);
-	else if (is_news)
-		log_info("%s: cache: the layer below takes data again suppressed=%u", b->name,
-			 suppressed);
-}
-
-/* What the option `away` makes of it: an error, or 0. */
-static int away_error(struct back *b)
-{
-	int rc = 0;
-
-	pthread_mutex_lock(&b->dirty.lock);
-	if (b->c->away != AWAY_WAIT && b->bad_since && now_ns() - b->bad_since >= b->c->after_ns)
-		rc = b->error;
-	pthread_mutex_unlock(&b->dirty.lock);
-	return rc;
-}
-
-int back_error(struct back *b)
-{
-	struct dirty_view v;
-	int rc = away_error(b);
-
-	if (rc || !b->c->is_local)
-		return rc;
-	dirty_view(&b->dirty, &v);
-	if (v.refused)
-		return v.refused;
-	pthread_mutex_lock(&b->dirty.lock);
-	rc = b->error; /* of a flush below, perhaps, which has no unit */
-	pthread_mutex_unlock(&b->dirty.lock);
-	return rc && !is_transient(rc) ? rc : 0;
-}
-
-/* --- Slowing down ----------------------------------------------------------------------------- */
-
-static uint64_t fill_now(struct back *b)
-{
-	return MAX(journal_fill(&b->journal), dirty_fill(&b->dirty));
-}
-
-/* How long this writer pauses: until the turns of those before it are over. */
-static uint64_t take_turn(struct back *b, uint64_t len, uint64_t fill)
-{
-	const uint64_t over = MIN(fill, (uint64_t)FILL_ALL) - FILL_SLOW,
-		       span = FILL_ALL - FILL_SLOW;
-	const uint64_t now = now_ns();
-	uint64_t speed, pause;
-
-	pthread_mutex_lock(&b->dirty.lock);
-	speed = MAX(MAX(b->last_second, b->this_second), (uint64_t)SPEED_MIN);
-	speed += 3 * speed / span * (span - over);
-	b->pace_until = MAX(b->pace_until, now);
-	pause = MIN(b->pace_until - now, PAUSE_MAX_NS);
-	b->pace_until += MIN(len * NS_PER_S / speed, PAUSE_MAX_NS);
-	co_wq_wake_one(&b->dirty.work); /* units are due sooner now */
-	pthread_mutex_unlock(&b->dirty.lock);
-	return pause;
-}
-
-/* The journal has no room for a writer. */
-static int want_room(void *arg)
-{
-	struct back *b = arg;
-
-	pthread_mutex_lock(&b->dirty.lock);
-	co_wq_wake_one(&b->dirty.work);
-	pthread_mutex_unlock(&b->dirty.lock);
-	return away_error(b);
-}
-
-int back_throttle(struct back *b, uint64_t len)
-{
-	uint64_t fill, pause;
-	int rc = 0;
-
-	if (b->c->away == AWAY_READONLY && away_error(b))
-		return -EROFS;
-	fill = fill_now(b);
-	if (likely(fill <= FILL_SLOW))
-		return 0;
-	pause = take_turn(b, len, fill);
-	if (pause)
-		co_sleep(pause);
-	/* The journal waits for room by itself. */
-	while (!rc && dirty_fill(&b->dirty) >= FILL_ALL) {
-		rc = want_room(b);
-		if (!rc)
-			co_sleep(FULL_PAUSE_NS);
-	}
-	return rc;
-}
+#define NS_PER_S UINT64_C(1000000000)
+#define IDLE_NS  (NS_PER_S)
 
 /* --- Workers ---------------------------------------------------------------------------------- */
 
 /* How old a unit gets. */
 static uint64_t age_now(struct back *b)
 {
-	const uint64_t fill = fill_now(b);
+	const uint64_t fill = back_fill(b);
 
 	return fill >= FILL_SLOW ? 0 : b->c->lag_ns / FILL_SLOW * (FILL_SLOW - fill);
 }
@@ -201,7 +42,7 @@ static CO_FN void give_back(struct back *b, bool all)
 			   : journal_free_segments(&b->journal, false, flush_below, b);
 
 	if (rc)
-		account(b, "(flush)", 0, rc);
+		back_account(b, "(flush)", 0, rc);
 }
 
 static CO_FN void send_one(struct back *b, struct unit *u)
@@ -219,7 +60,7 @@ static CO_FN void send_one(struct back *b, struct unit *u)
 	 */
 	(void)journal_sync(&b->journal);
 	rc = unit_send(b, u, &s);
-	account(b, u->obj.name, s.bytes, rc);
+	back_account(b, u->obj.name, s.bytes, rc);
 	unit_end(&b->dirty, u, &s, rc);
 }
 
@@ -414,7 +255,7 @@ int back_open(struct layer *l, struct err *err)
 	conf.volume = b->volume;
 	conf.name = b->name;
 	conf.is_ro = b->is_ro;
-	conf.want_room = want_room;
+	conf.want_room = back_want_room;
 	conf.arg = b;
 	c->back = b;
 	rc = journal_open(&b->journal, &conf, err);

@@ -134,9 +134,7 @@ void cache_table_free(struct cache_table *t)
 	free(t);
 }
 
-/*
- * --- Finding; with the stripe's lock held -------------------------------------------------------
- */
+/* --- Finding; with the stripe's lock held ----------------------------------------------------- */
 
 /* splitmix64's finaliser: neighbours go to different stripes. */
 static uint64_t mix(const struct obj *obj, uint64_t n)
