@@ -62,6 +62,7 @@ enum {
 	OPT_THREADS,
 	OPT_IO_ENGINE,
 	OPT_SPIN,
+	OPT_CACHE_MEM,
 	OPT_LOG_LEVEL,
 	OPT_SIZE_BYTES,
 	OPT_FORCE,
@@ -93,6 +94,8 @@ static const struct flag {
 	{ "threads", "N", "reactor threads (default: one per core, at most 4)", OPT_THREADS, SERVE },
 	{ "io-engine", "NAME", "auto, io_uring or epoll (default auto)", OPT_IO_ENGINE, WORKING },
 	{ "spin", "USEC", "poll so long before sleeping, or off (default 50)", OPT_SPIN, SERVE },
+	{ "cache-mem", "SIZE", "memory for all caches together (default: what each one says)", OPT_CACHE_MEM,
+	  SERVE },
 	{ "size", "SIZE", "of the volume: 100Mi, 4GiB, 10G (K, M, G ... are powers of 1024)", OPT_SIZE_BYTES,
 	  INIT },
 	{ "force", NULL, "init: replace what is there; destroy: do not ask", OPT_FORCE, INIT | DESTROY },
@@ -216,10 +219,10 @@ static int take_engine(const char *text, enum io_engine_kind *kind)
 	return 0;
 }
 
-static int take_size(const char *text, uint64_t *size)
+static int take_size(const char *flag, const char *text, uint64_t *size)
 {
 	if (parse_size(text, size) || *size == 0 || *size > INT64_MAX)
-		return usage_error("--size: '%s' is not a size like 100Mi, 4GiB or 10G (at most 8EiB - 1)",
+		return usage_error("--%s: '%s' is not a size like 100Mi, 4GiB or 10G (at most 8EiB - 1)", flag,
 				   text);
 	return 0;
 }
@@ -296,7 +299,8 @@ static int take_flag(struct args *a, int value, int argc, char **argv)
 	case OPT_THREADS: return take_number("threads", optarg, 1, REACTOR_MAX, &a->reactor.threads);
 	case OPT_IO_ENGINE: return take_engine(optarg, &a->reactor.engine);
 	case OPT_SPIN: return take_spin(optarg, &a->reactor.spin_us);
-	case OPT_SIZE_BYTES: return take_size(optarg, &a->size);
+	case OPT_CACHE_MEM: return take_size("cache-mem", optarg, &a->cache_mem);
+	case OPT_SIZE_BYTES: return take_size("size", optarg, &a->size);
 	case OPT_FORCE: a->force = true; return 0;
 	case OPT_OPEN: a->open = true; return 0;
 	case OPT_CHECK_HANDOVER:

@@ -53,7 +53,7 @@ struct args {
 	const char *control_group;	  /* NULL = none */
 	unsigned max_conns;
 	uint64_t handshake_ns, drain_ns;
-	uint64_t size;			  /* bytes; 0 = not given */
+	uint64_t size, cache_mem;	  /* bytes; 0 = not given */
 	bool read_only, force, open;
 	struct reactor_conf reactor;
 	enum log_level log_level;

@@ -450,6 +450,7 @@ static int serve(struct serve *s)
 	watched_control = s->a->control;
 	ctl_attached_hook = device_attached;
 	ctl_upgrade_hook = upgrade_ask;
+	cache_mem_limit(s->a->cache_mem);
 	rc = reactors_start(&s->a->reactor, &s->err);
 	if (rc) {
 		cmd_complain("%s", s->err.msg);

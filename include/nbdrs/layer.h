@@ -398,6 +398,12 @@ bool is_transient(int rc);
  */
 void retry_stop_by(uint64_t ns);
 
+/*
+ * The memory that all layers `cache` together may use for cached data, bytes; 0 = each as much as its option `mem`
+ * says. Any thread, any time.
+ */
+void cache_mem_limit(uint64_t bytes);
+
 /* The registry: all layers, ended by NULL. */
 extern const struct layer_ops *const layers[];
 const struct layer_ops *layer_find(const char *name);

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "conformance.h"
+#include "layer/cache/cache_share.h"
 #include "layer/cache/cache_table.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
@@ -236,6 +237,55 @@ static void test_table_drop(void **state)
 	assert_int_equal(reactor_call_blocking(reactor_get(0), table_drop, NULL), 0);
 }
 
+/* --- One limit for all -------------------------------------------------------------------------- */
+
+static CO_FN int shared_limit(void *arg)
+{
+	struct cache_table *t[3] = { NULL };
+	struct cache_share s[3];
+	struct cache_view v;
+
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(cache_table_new(16 * MI, 4096, &t[i]), 0);
+	cache_share_join(&s[0], t[0], 16 * MI);
+	for (uint64_t n = 0; n < 5000; n++)
+		fill(t[0], &obj_none, n);
+	cache_table_view(t[0], &v);
+	assert_true(v.bytes > 15 * MI && v.bytes <= 16 * MI);
+	/* What is too much goes at once. */
+	cache_mem_limit(12 * MI);
+	cache_table_view(t[0], &v);
+	assert_true(v.bytes > 11 * MI && v.bytes <= 12 * MI);
+	/* One wants little; the others share the rest. */
+	cache_share_join(&s[1], t[1], 2 * MI);
+	cache_share_join(&s[2], t[2], 16 * MI);
+	assert_int_equal(s[0].got, 5 * MI);
+	assert_int_equal(s[1].got, 2 * MI);
+	assert_int_equal(s[2].got, 5 * MI);
+	cache_table_view(t[0], &v);
+	assert_true(v.bytes <= 5 * MI);
+	cache_share_leave(&s[2]);
+	assert_int_equal(s[0].got, 10 * MI);
+	cache_mem_limit(0);
+	assert_int_equal(s[0].got, 16 * MI);
+	for (uint64_t n = 0; n < 5000; n++)
+		cache_table_drop(t[0], &obj_none, n);
+	for (uint64_t n = 0; n < 5000; n++)
+		fill(t[0], &obj_none, n);
+	cache_table_view(t[0], &v);
+	assert_true(v.bytes > 15 * MI);
+	cache_share_leave(&s[1]);
+	cache_share_leave(&s[0]);
+	for (unsigned i = 0; i < 3; i++)
+		cache_table_free(t[i]);
+	return 0;
+}
+
+static void test_shared_limit(void **state)
+{
+	assert_int_equal(reactor_call_blocking(reactor_get(0), shared_limit, NULL), 0);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
@@ -246,6 +296,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_failed_write_is_read_below),
 		cmocka_unit_test(test_table_limit),
 		cmocka_unit_test(test_table_drop),
+		cmocka_unit_test(test_shared_limit),
 	};
 	int failed;
 

@@ -16,9 +16,9 @@
  * Promises. Writing through: those of the layer below, for flush, FUA, trim, crash and several
  * writers; whatever fails below leaves nothing in the cache. Writing back: see docs/consistency.md.
  *
- * Memory: `mem`, and beyond it granules being fetched, which are at most as many as requests in
- * flight need; some 100 bytes for each part of the journal that is not below; for each unit on its
- * way its data, or the object.
+ * Memory: `mem` (or less, with --cache-mem), and beyond it granules being fetched, which are at
+ * most as many as requests in flight need; some 100 bytes for each part of the journal that is not
+ * below; for each unit on its way its data, or the object.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -180,6 +180,7 @@ static CO_FN void cache_close(struct layer *l)
 	struct cache *c = l->self;
 
 	back_close(l);
+	cache_share_leave(&c->share);
 	cache_table_free(c->table);
 	c->table = NULL;
 	rangelock_destroy(&c->ranges);
@@ -206,6 +207,7 @@ static CO_FN int cache_open(struct layer *l, struct err *err)
 	rc = cache_table_new(c->mem, (uint32_t)c->granule, &c->table);
 	if (rc)
 		return err_set(err, rc, "layer cache: out of memory");
+	cache_share_join(&c->share, c->table, c->mem);
 	rangelock_init(&c->ranges);
 	l->caps &= ~(unsigned)CAN_LEND; /* the store's memory may be older than ours */
 	if (c->mode == MODE_WRITEBACK)
@@ -351,7 +353,7 @@ static void cache_status(struct layer *l, struct info *i)
 	i->add(i, "mode", mode_name(c));
 	i->add(i, "durability", durability_name(c));
 	info_number(i, "mem_bytes", v.bytes);
-	info_number(i, "mem_limit", c->mem);
+	info_number(i, "mem_limit", c->share.got);
 	info_number(i, "hits", v.hits);
 	info_number(i, "misses", v.misses);
 	info_number(i, "hit_percent", v.hits * 100 / MAX(v.hits + v.misses, UINT64_C(1)));

@@ -7,6 +7,7 @@
 
 #include "layer/cache/cache_dirty.h"
 #include "layer/cache/cache_journal.h"
+#include "layer/cache/cache_share.h"
 #include "layer/cache/cache_table.h"
 #include "nbdrs/layer.h"
 #include "nbdrs/log.h"
@@ -29,6 +30,7 @@ struct cache {
 	uint64_t journal_size; /* size */
 	unsigned shift;        /* log2 of granule */
 	struct cache_table *table;
+	struct cache_share share;
 	struct rangelock ranges; /* see cache_through.c */
 	struct back *back;       /* NULL: writes through */
 };

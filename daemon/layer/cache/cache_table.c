@@ -53,10 +53,10 @@ struct stripe {
 
 struct cache_table {
 	uint32_t granule;
-	unsigned stripes_n;    /* powers of two, both */
-	unsigned buckets_n;    /* of a stripe */
-	uint64_t stripe_max;   /* granules with data */
-	_Atomic uint64_t last; /* the highest granule number there ever was */
+	unsigned stripes_n;          /* powers of two, both */
+	unsigned buckets_n;          /* of a stripe */
+	_Atomic uint64_t stripe_max; /* granules with data */
+	_Atomic uint64_t last;       /* the highest granule number there ever was */
 	struct stripe stripes[STRIPES_MAX];
 };
 
@@ -398,6 +398,19 @@ void cache_table_drop_from(struct cache_table *t, const struct obj *obj, uint64_
 
 	for (uint64_t n = first; n <= last; n++)
 		drop(t, obj, n);
+}
+
+void cache_table_limit(struct cache_table *t, uint64_t limit)
+{
+	atomic_store(&t->stripe_max, MAX(limit / t->granule / t->stripes_n, UINT64_C(1)));
+	for (unsigned i = 0; i < t->stripes_n; i++) {
+		struct stripe *s = &t->stripes[i];
+
+		pthread_mutex_lock(&s->lock);
+		if (s->count[SMALL] + s->count[MAIN] > t->stripe_max)
+			make_room(t, s);
+		pthread_mutex_unlock(&s->lock);
+	}
 }
 
 void cache_table_view(struct cache_table *t, struct cache_view *v)

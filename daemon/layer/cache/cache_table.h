@@ -63,6 +63,9 @@ void cache_table_drop(struct cache_table *t, const struct obj *obj, uint64_t n);
 /* Forgets all granules of the object from `first` on. */
 void cache_table_drop_from(struct cache_table *t, const struct obj *obj, uint64_t first);
 
+/* Another limit, at most the one it was made with. A stripe keeps a granule at least. */
+void cache_table_limit(struct cache_table *t, uint64_t limit);
+
 struct cache_view {
 	uint64_t bytes, granules, ghosts, hits, misses, evictions;
 };
