@@ -51,6 +51,10 @@ static const struct store_what chains[] = {
 	  .in_memory = true,
 	  .few = 4 },
 	{ .text = "distributed[replicas=2]{mem,mem,mem}" },
+	{ .text = "distributed[replicas=2]{cache[mode=writeback,lag=2ms]:mem[partial=off],"
+		  "cache[disk=@/cache,size=8Mi,mode=writeback,lag=3ms]:mem[partial=off],mem}",
+	  .in_memory = true,
+	  .few = 4 },
 	{ .text = "distributed[replicas=2]{mem[partial=off],mem[partial=off],mem}" },
 	{ .text = "distributed[replicas=3,quorum=2]{mem,delay[write=300us]:mem,mem,mem}",
 	  .few = 4 },
