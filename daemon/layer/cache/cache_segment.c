@@ -68,6 +68,8 @@ static CO_FN int make_file(struct journal *j, struct segment *seg)
 	seg->fd = io_openat(j->dir_fd, name, O_RDWR | O_CREAT | O_EXCL, 0600);
 	if (seg->fd < 0)
 		return seg->fd;
+	/* Held for as long as the kernel writes to it: see journal_replay(). Not every file system has locks. */
+	(void)io_flock(seg->fd, LOCK_EX);
 	rc = take_space(seg->fd, seg->room);
 	if (!rc)
 		rc = io_fsync(seg->fd);
