@@ -590,7 +590,7 @@ static CO_FN int flipped(void *model)
 	return live(&p, model);
 }
 
-#define CRASHES(how) .model_len = sizeof(struct model), .crash = how, .crashes = 3, .seeds = 40
+#define CRASHES(how) .model_len = sizeof(struct model), .crash = how, .crashes = 3, .seeds = 25
 
 static const struct sim_case cases[] = {
 	{ .name = "disk-power",
