@@ -287,13 +287,16 @@ static CO_FN int read_all(struct replay *r)
 	return rc;
 }
 
-/* After a crash of the daemon alone not all of it is on the disk: neither records nor names. */
+/*
+ * After a crash of the daemon alone not all of it is on the disk: neither records, nor names, nor that
+ * a segment was cleared, which must not be forgotten once it is used again.
+ */
 static CO_FN int sync_all(struct replay *r)
 {
 	int rc = io_fsync(r->j->dir_fd);
 
-	for (size_t i = 0; i < r->n && !rc; i++)
-		rc = io_fdatasync(r->v[i].seg->fd);
+	list_for_each(seg, &r->j->used, struct segment, node) if (!rc) rc = io_fdatasync(seg->fd);
+	list_for_each(seg, &r->j->spare, struct segment, node) if (!rc) rc = io_fdatasync(seg->fd);
 	return rc ? err_set(r->err, rc, "layer cache: %s: the journal cannot be synced: %s",
 			    r->j->conf.folder, err_name(rc))
 		  : 0;

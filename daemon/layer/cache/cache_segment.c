@@ -259,6 +259,9 @@ int journal_remove(const char *folder, struct err *err)
 	rc = io_list(j.dir_fd, note_name, &r);
 	for (size_t i = 0; i < r.n && !rc; i++)
 		rc = io_unlinkat(j.dir_fd, r.names[i], 0);
+	/* What comes back after a crash of the machine would be played over the next volume of this name. */
+	if (!rc)
+		rc = io_fsync(j.dir_fd);
 	if (!rc)
 		rc = io_unlinkat(AT_FDCWD, folder, AT_REMOVEDIR);
 	if (rc == -ENOTEMPTY) {
