@@ -75,6 +75,7 @@ static void test_chains(void **state)
 		"readahead:sharded[size=64Ki]:mem[partial=off]",
 		"cache:sharded[size=64Ki]:mem[partial=off]",
 		"sharded[size=64Ki]:cache:mem[partial=off]",
+		"sharded[size=64Ki]:cache[mode=writeback,lag=2ms]:mem[partial=off]",
 		"sharded[size=64Ki]:distributed[replicas=2]{mem[partial=off],mem[partial=off]}",
 	};
 

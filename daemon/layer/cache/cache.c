@@ -281,6 +281,31 @@ static CO_FN int cache_list(struct chan *ch, const char *prefix, list_fn *fn, vo
 	return is_back(ch) ? back_list(ch, prefix, fn, arg) : ch_list(ch->kids[0], prefix, fn, arg);
 }
 
+/* --- Another size ----------------------------------------------------------------------------- */
+
+/*
+ * The last granule of a disk may be short, and what lies behind the end will be zeroes. A journal
+ * may hold changes behind a new end, and would play them again at the next start.
+ */
+static CO_FN int cache_resize(struct chan *ch, uint64_t size, enum resize_phase phase,
+			      struct err *err)
+{
+	struct cache *c = ch->layer->self;
+	const uint64_t from = MIN(size, (uint64_t)ch->layer->size) >> c->shift;
+	int rc;
+
+	if (c->back)
+		return err_set(err, -EOPNOTSUPP,
+			       "layer cache: with mode=writeback above the mapping a volume keeps its size while it "
+			       "is served; put the cache below it, as in sharded:cache:..., or stop the daemon first");
+	rc = ch_resize(ch->kids[0], size, phase, err);
+	if (rc || phase != RESIZE_NOW)
+		return rc;
+	cache_table_drop_from(c->table, &obj_none, from);
+	ch->layer->size = ch->kids[0]->layer->size;
+	return 0;
+}
+
 /* --- Volumes ---------------------------------------------------------------------------------- */
 
 /* Objects have a place to be made only where one of the layers below says so. */
@@ -384,5 +409,6 @@ const struct layer_ops cache_layer = {
 	.list = cache_list,
 	.create = cache_create,
 	.destroy = cache_destroy,
+	.resize = cache_resize,
 	.status = cache_status,
 };
