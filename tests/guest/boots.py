@@ -18,10 +18,10 @@ AWAY_S = 120		# the same when the store is away and every request has to be give
 EXPORTS = """\
 # the second one has a store that can be taken away
 disk0 raw file:/dev/vdc
-disk1 raw retry[deadline=5s]:fault[file=/run/store-away,error=ECONNREFUSED]:file:/dev/vdd
+disk1 raw retry[deadline=1s]:fault[file=/run/store-away,error=ECONNREFUSED]:file:/dev/vdd
 """
 ATTACH = """\
-disk0 /dev/nbd2 --connections 2 --timeout 10
+disk0 /dev/nbd2 --connections 1
 disk1           # the kernel picks
 """
 FSTAB = """\

@@ -57,7 +57,7 @@ $((BOOT - 1))" ]
 
 if [[ $BOOT == 1 ]]; then
 	check "device and connections are those of attach.conf" \
-		[ "$(nbdrsctl status --json disk0 | jq -r '.exports[0].devices[0] | "\(.device) \(.connections)"')" = "/dev/nbd2 2" ]
+		[ "$(nbdrsctl status --json disk0 | jq -r '.exports[0].devices[0] | "\(.device) \(.connections)"')" = "/dev/nbd2 1" ]
 	check "the queue is set up" [ "$(cat /sys/block/nbd2/queue/{rotational,read_ahead_kb}) $(grep -c '\[none\]' /sys/block/nbd2/queue/scheduler)" = "0
 1024 1" ]
 	check "the daemon feeds the watchdog" [ "$(systemctl show -P WatchdogUSec nbdrs)" = 30s ]
@@ -73,6 +73,7 @@ if [[ $BOOT == 1 ]]; then
 	goes_on() {	# COMMAND...: while somebody writes
 		local writer rc=0 old new
 		old=$(systemctl show -P MainPID nbdrs)
+		dmesg -C
 		(for n in {1..20}; do head -c 512k /dev/urandom >/data/w.$n && sync /data/w.$n || exit 1; nap 0.05; done) &
 		writer=$!
 		"$@" || return 1
@@ -105,4 +106,6 @@ if [[ ${AWAY:-} ]]; then
 	touch /run/store-away
 fi
 echo "@@ done 0"
-systemctl reboot
+# It may end us before its command returns.
+trap - EXIT
+exec systemctl reboot

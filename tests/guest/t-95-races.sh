@@ -11,7 +11,7 @@
 
 devices=8
 rounds=${NBDRS_FULL:+64}
-rounds=${rounds:-3}
+rounds=${rounds:-2}
 modprobe -r nbd
 modprobe nbd nbds_max=$devices max_part=8
 exports=()
