@@ -337,6 +337,15 @@ static int run_on_reactor(struct serve *s, CO_FN int (*fn)(void *arg))
 	return e.rc;
 }
 
+/* On the reactor that answers the control socket, which reads it. */
+static CO_FN int tell_called_off(void *arg)
+{
+	const struct serve *s = arg;
+
+	ctl_upgrade_err = s->err;
+	return 0;
+}
+
 /* True when everything has been handed over, and only exec is left. */
 static bool try_upgrade(struct serve *s)
 {
@@ -356,7 +365,7 @@ static bool try_upgrade(struct serve *s)
 	}
 	log_error("the upgrade was called off, this daemon goes on error=%s reason=\"%s\"", err_name(rc),
 		  s->err.msg);
-	ctl_upgrade_err = s->err;
+	(void)run_on_reactor(s, tell_called_off); /* always 0 */
 	notify_manager("STATUS=serving; an upgrade was called off");
 	return false;
 }
