@@ -5,7 +5,6 @@
 #include "conform_store.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +13,7 @@
 #include "conformance.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
+#include "temp.h"
 
 enum { KI = 1024, GUARD = 32, SEGMENTS = 4, DEL_BATCH = 500 };
 
@@ -323,12 +323,6 @@ static void set_up(struct store_run *r, int (*fn)(void *run), const char *text)
 	spec_free(r->spec);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-	(void)remove(path);
-	return 0;
-}
-
 const char *store_with(const struct store_what *what, int (*fn)(void *run))
 {
 	static char failure[700];
@@ -349,7 +343,7 @@ const char *store_with(const struct store_what *what, int (*fn)(void *run))
 	set_up(&r, fn, text);
 	if (rmdir(r.folder) != 0) {
 		(void)store_fail(&r, __LINE__, "%s: %s", r.folder, strerror(errno));
-		(void)nftw(r.folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+		(void)temp_remove(r.folder);
 	}
 	(void)snprintf(failure, sizeof(failure), "%s: %s", what->label ? what->label : what->text,
 		       r.failure);

@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,6 +26,7 @@
 #include "mounts.h"
 #include "nbdrs/cleanup.h"
 #include "sysfs.h"
+#include "temp.h"
 
 static char root[256];
 
@@ -59,11 +59,6 @@ static void put_link(const char *file, const char *target)
 	(void)snprintf(path, sizeof(path), "%s%s", root, file);
 	parents(path);
 	assert_int_equal(symlink(target, path), 0);
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	return remove(path);
 }
 
 static int setup(void **state)
@@ -108,7 +103,7 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-	return nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	return temp_remove(root);
 }
 
 static void test_get(void **state)

@@ -2,8 +2,6 @@
 /*
  * distributed, killed while it writes: replicas differ then, and still each place reads the same every time, whichever
  * node serves it, and is not older than what was flushed. Recovery is cut off by the next kill as well.
- *
- *	test_distributed_crash --child CHAIN PIPE GENERATION	is the one that gets killed
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,20 +11,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "conformance.h"
 #include "dist_help.h"
+#include "kill_child.h"
 #include "layer/distributed/distributed.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
+#include "temp.h"
 
 enum { ROUNDS = 15, ROUNDS_FULL = 100, SHARDS = 24, SLOTS = 4, SLOT = 4096, FIBERS = 8, NODES = 3 };
 
@@ -43,17 +40,6 @@ struct said {
 	uint32_t is_flushed;
 };
 
-struct child {
-	struct chain *chain;
-	int pipe;
-	uint64_t first; /* generation */
-};
-
-struct writer {
-	struct child *child;
-	unsigned number;
-};
-
 static void fill_slot(uint8_t *data, uint64_t generation, uint64_t where)
 {
 	const struct slot_word w = { generation, where };
@@ -65,13 +51,13 @@ static void fill_slot(uint8_t *data, uint64_t generation, uint64_t where)
 /* Slots of its own shards, one after the other, at random, until somebody kills us. */
 static CO_FN void write_for_ever(void *arg)
 {
-	struct writer w = *(struct writer *)arg;
-	uint64_t random = w.child->first * 31 + w.number;
+	struct kill_writer w = *(struct kill_writer *)arg;
+	uint64_t random = w.first * 31 + w.number;
 	_cleanup_free_ uint8_t *data = malloc((size_t)SLOTS * SLOT);
 	int rc = 0;
-	struct chan *c = chain_chan(w.child->chain, &rc);
+	struct chan *c = chain_chan(w.chain, &rc);
 
-	for (uint64_t generation = w.child->first; rc == 0 && data != NULL; generation++) {
+	for (uint64_t generation = w.first; rc == 0 && data != NULL; generation++) {
 		unsigned shard =
 			w.number + FIBERS * (unsigned)random_below(&random, SHARDS / FIBERS);
 		unsigned slot = (unsigned)random_below(&random, SLOTS);
@@ -99,74 +85,12 @@ static CO_FN void write_for_ever(void *arg)
 		}
 		if (rc == 0 && random_below(&random, 10) == 0)
 			said.is_flushed = ch_flush(c) == 0;
-		if (rc == 0 && write(w.child->pipe, &said, sizeof(said)) != sizeof(said))
+		if (rc == 0 && write(w.pipe, &said, sizeof(said)) != sizeof(said))
 			return;
 		if (rc == -EAGAIN)
 			rc = 0; /* a fault: old or new */
 	}
 	fprintf(stderr, "child: %s\n", err_name(rc));
-}
-
-static CO_FN int child_run(void *arg)
-{
-	struct child *child = arg;
-	struct writer w[FIBERS];
-	struct co_group g = CO_GROUP_INIT;
-	struct err err;
-	int rc = chain_open(child->chain, &err);
-
-	if (rc) {
-		fprintf(stderr, "child: %s\n", err.msg);
-		return rc;
-	}
-	for (unsigned i = 0; i < FIBERS; i++) {
-		w[i] = (struct writer){ child, i };
-		co_group_spawn(&g, write_for_ever, &w[i]);
-	}
-	co_group_wait(&g);
-	return -EIO;
-}
-
-static int child_main(char **argv)
-{
-	struct child child = { .pipe = (int)strtol(argv[1], NULL, 10),
-			       .first = strtoull(argv[2], NULL, 10) };
-	struct spec *spec = NULL;
-	struct err err = { "" };
-
-	if (spec_parse(argv[0], &spec, &err) != 0 ||
-	    chain_build_keyed(spec, false, &child.chain, &err) != 0) {
-		fprintf(stderr, "child: %s\n", err.msg);
-		return 1;
-	}
-	conform_start();
-	(void)reactor_call_blocking(reactor_get(0), child_run, &child);
-	return 1;
-}
-
-static pid_t start_child(const char *text, int pipe_fd, uint64_t first)
-{
-	char fd[16], generation[24];
-	char *argv[] = { (char *)(uintptr_t) "test_distributed_crash",
-			 (char *)(uintptr_t) "--child",
-			 (char *)(uintptr_t)text,
-			 fd,
-			 generation,
-			 NULL };
-	pid_t pid;
-
-	(void)snprintf(fd, sizeof(fd), "%d", pipe_fd);
-	(void)snprintf(generation, sizeof(generation), "%ju", (uintmax_t)first);
-	pid = fork();
-	if (pid == 0) {
-		int null = open("/dev/null", O_WRONLY);
-
-		(void)dup2(null, STDOUT_FILENO);
-		(void)fcntl(pipe_fd, F_SETFD, 0);
-		execv("/proc/self/exe", argv);
-		_exit(127);
-	}
-	return pid;
 }
 
 /* ---- the parent ---- */
@@ -186,7 +110,6 @@ static void kill_after(struct crash *k, pid_t pid, int fd, unsigned answers)
 {
 	uint64_t answered[SHARDS * SLOTS] = { 0 };
 	struct said s;
-	int status;
 
 	for (unsigned n = 0; read(fd, &s, sizeof(s)) == sizeof(s); n++) {
 		assert_true(s.where < SHARDS * SLOTS);
@@ -197,11 +120,9 @@ static void kill_after(struct crash *k, pid_t pid, int fd, unsigned answers)
 			if (i / SLOTS % FIBERS == s.where / SLOTS % FIBERS)
 				k->flushed[i] = MAX(k->flushed[i], answered[i]);
 		if (n == answers)
-			assert_int_equal(kill(pid, SIGKILL), 0);
+			kill_child_kill(pid);
 	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	if (!WIFSIGNALED(status))
-		fail_msg("the child has ended by itself: %x", (unsigned)status);
+	kill_child_wait(pid);
 }
 
 static CO_FN int crash_fail(struct crash *k, const char *what, unsigned where, uint64_t a,
@@ -344,11 +265,6 @@ static void move_node(const struct crash *k, bool is_gone)
 	assert_int_equal(is_gone ? rename(here, there) : rename(there, here), 0);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-	return remove(path);
-}
-
 /* "@" of the chains is the folder. */
 static void expand(const struct crash *k, const char *text, char *out, size_t room)
 {
@@ -387,15 +303,11 @@ static unsigned crash_rounds(const char *child, const char *parent, bool forgets
 	expand(&k, child, k.child_text, sizeof(k.child_text));
 	expand(&k, parent, k.text, sizeof(k.text));
 	for (unsigned round = 0; round < rounds && !k.failure[0]; round++) {
-		int pipes[2];
-		pid_t pid;
+		int from = -1;
+		pid_t pid = kill_child_start(k.child_text, k.last + 100, &from);
 
-		assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
-		pid = start_child(k.child_text, pipes[1], k.last + 100);
-		assert_true(pid > 0);
-		close(pipes[1]);
-		kill_after(&k, pid, pipes[0], (unsigned)random_below(&seed, 60));
-		close(pipes[0]);
+		kill_after(&k, pid, from, (unsigned)random_below(&seed, 60));
+		close(from);
 		if (forgets)
 			forget_record(&k);
 		/* Two kills in a row now and then: the first one's recovery is cut off. */
@@ -413,7 +325,7 @@ static unsigned crash_rounds(const char *child, const char *parent, bool forgets
 		if (k.failure[0])
 			fail_msg("round %u: %s", round, k.failure);
 	}
-	(void)nftw(k.folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	assert_int_equal(temp_remove(k.folder), 0);
 	*unread = k.unread;
 	return k.flips;
 }
@@ -467,8 +379,8 @@ int main(int argc, char **argv)
 	};
 	int failed;
 
-	if (argc == 5 && strcmp(argv[1], "--child") == 0)
-		return child_main(argv + 2);
+	if (kill_child_is(argc, argv))
+		return kill_child_main(argv, write_for_ever, FIBERS);
 	conform_start();
 	failed = cmocka_run_group_tests_name("distributed, killed", tests, NULL, NULL);
 	conform_stop();

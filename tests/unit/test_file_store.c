@@ -22,6 +22,7 @@
 #include "conformance.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
+#include "temp.h"
 
 #undef EXPECT
 
@@ -204,15 +205,6 @@ static CO_FN int read_only(void *arg)
 	return 0;
 }
 
-static char *temp_folder(void)
-{
-	char *path = NULL;
-
-	assert_true(asprintf(&path, "%s/nbdrs-folder-XXXXXX", conform_tmp()) > 0);
-	assert_non_null(mkdtemp(path));
-	return path;
-}
-
 static void make_file(const char *folder, const char *name, const char *text)
 {
 	char path[400];
@@ -223,20 +215,6 @@ static void make_file(const char *folder, const char *name, const char *text)
 	assert_true(fd >= 0);
 	assert_int_equal(write(fd, text, strlen(text)), strlen(text));
 	close(fd);
-}
-
-static void remove_folder(char *folder)
-{
-	DIR *dir = opendir(folder);
-	struct dirent *d;
-
-	assert_non_null(dir);
-	while ((d = readdir(dir)) != NULL)
-		if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0)
-			assert_int_equal(unlinkat(dirfd(dir), d->d_name, 0), 0);
-	closedir(dir);
-	assert_int_equal(rmdir(folder), 0);
-	free(folder);
 }
 
 static void test_read_only(void **state)
@@ -251,7 +229,7 @@ static void test_read_only(void **state)
 	if (rs.failure)
 		fail_msg("%s", rs.failure);
 	make_file(folder, ".nbdrs-tmp-7-7", "still there: who only reads removes nothing");
-	remove_folder(folder);
+	temp_remove_free(folder);
 }
 
 static void test_folder_errors(void **state)
@@ -285,7 +263,7 @@ static void test_folder_errors(void **state)
 		if (rc != cases[i].rc || !strstr(t.err.msg, cases[i].message))
 			fail_msg("%s: %s: %s", text, err_name(rc), t.err.msg);
 	}
-	remove_folder(folder);
+	temp_remove_free(folder);
 }
 
 /* What a crash has left goes, what is not ours stays, and is no object. */
@@ -342,7 +320,7 @@ static void test_destroy(void **state)
 	(void)snprintf(text, sizeof(text), "file:%s/", folder);
 	make_file(folder, "notes", "mine");
 	assert_int_equal(reactor_call_blocking(reactor_get(0), destroy_twice, &t), 0);
-	remove_folder(folder); /* it was there still */
+	temp_remove_free(folder); /* it was there still */
 	assert_int_equal(reactor_call_blocking(reactor_get(0), destroy_twice, &t), 0);
 	assert_int_not_equal(access(folder, F_OK), 0);
 }

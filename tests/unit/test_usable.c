@@ -10,7 +10,6 @@
 #include <cmocka.h>
 
 #include <errno.h>
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +21,7 @@
 #include "child.h"
 #include "nbdrs/cleanup.h"
 #include "sysfs.h"
+#include "temp.h"
 #include "usable.h"
 
 enum { LIMIT_MS = 100 };
@@ -51,11 +51,6 @@ static void put(const char *file, const char *text)
 	assert_int_equal(fclose(f), 0);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	return remove(path);
-}
-
 static int setup(void **state)
 {
 	(void)snprintf(root, sizeof(root), "/tmp/nbdrs-usable.XXXXXX");
@@ -66,7 +61,7 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-	return nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	return temp_remove(root);
 }
 
 static void late(const char *what)
