@@ -6,6 +6,7 @@ format, written and read from its description only.
 """
 
 import itertools
+import json
 import os
 import random
 import re
@@ -49,6 +50,18 @@ def run(*args, code=0, secrets=(), env=None, limit_s=WAIT_S):
     must_hide(p.stdout + p.stderr, secrets)
     assert p.returncode == code, f"{p.returncode}, not {code}:\n{p.stdout}{p.stderr}"
     return p.stdout, p.stderr
+
+
+def serve(driver, conn, **kwargs):
+    """A daemon with that one export, "disk"."""
+    return Daemon([("disk", driver, conn)], env=clean_env(), **kwargs)
+
+
+def status(daemon):
+    """What `nbdrsctl --json status` says."""
+    p = subprocess.run([os.path.join(BUILD, "nbdrsctl"), "--control", daemon.control, "--json", "status"],
+                       text=True, capture_output=True, timeout=WAIT_S, check=True)
+    return json.loads(p.stdout)
 
 
 def shown(pid):

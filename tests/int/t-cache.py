@@ -7,7 +7,6 @@ answered, from the journal; an orderly end leaves all of it in the store.
 NBDRS_FULL=1: 100 kills. NBDRS_SEED repeats a run's choices, not its timing.
 """
 
-import json
 import struct
 
 from faultproxy import FaultProxy
@@ -32,16 +31,6 @@ def sector(number, generation):
 
 def options(folder, more=""):
     return f"cache[disk={folder},size=8Mi,mode=writeback,lag=100ms{more}]"
-
-
-def serve(driver, conn, **kwargs):
-    return Daemon([("disk", driver, conn)], env=clean_env(), **kwargs)
-
-
-def status(daemon):
-    p = subprocess.run([os.path.join(BUILD, "nbdrsctl"), "--control", daemon.control, "--json", "status"],
-                       text=True, capture_output=True, timeout=WAIT_S, check=True)
-    return json.loads(p.stdout)
 
 
 def values(found, key):

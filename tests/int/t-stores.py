@@ -28,16 +28,6 @@ def init(driver, conn, size):
     return run("init", "--size", str(size), driver, conn, secrets=[server.secret], limit_s=120)
 
 
-def serve(driver, conn, **kwargs):
-    return Daemon([("disk", driver, conn)], env=clean_env(), **kwargs)
-
-
-def status(daemon):
-    p = subprocess.run([os.path.join(BUILD, "nbdrsctl"), "--control", daemon.control, "--json", "status"],
-                       text=True, capture_output=True, timeout=WAIT_S, check=True)
-    return json.loads(p.stdout)
-
-
 def distributed(nodes, replicas=2):
     return f"replicas={replicas};backends={','.join(n.chain for n in nodes)};"
 
