@@ -48,7 +48,7 @@
 
 /* What a generation takes besides its data: bitmaps, its entry, a page table of its own. */
 enum { GEN_COST = 16 * 1024 };
-enum { HOPELESS = 16 };
+#define HOPELESS UINT64_C(16)
 
 /* --- Life ------------------------------------------------------------------------------------- */
 
@@ -58,7 +58,8 @@ int shardbuf_new(const struct shardbuf_conf *conf, struct shardbuf **out)
 
 	if (!b)
 		return -ENOMEM;
-	b->ends = calloc(conf->known->n, sizeof(*b->ends));
+	b->ends_n = conf->known->n;
+	b->ends = calloc(b->ends_n, sizeof(*b->ends));
 	if (!b->ends) {
 		free(b);
 		return -ENOMEM;
@@ -118,6 +119,31 @@ uint64_t shardbuf_free(struct shardbuf *b)
 	return lost;
 }
 
+int shardbuf_reserve(struct shardbuf *b, uint64_t n)
+{
+	uint8_t *ends = n > b->ends_n ? calloc(n, sizeof(*ends)) : NULL, *old = b->ends;
+
+	if (n <= b->ends_n)
+		return 0;
+	if (!ends)
+		return -ENOMEM;
+	/* All of them, in order; nobody else holds two. */
+	for (unsigned i = 0; i < STRIPES; i++)
+		pthread_mutex_lock(&b->stripes[i].lock);
+	memcpy(ends, old, b->ends_n * sizeof(*ends));
+	b->ends = ends;
+	b->ends_n = n;
+	for (unsigned i = 0; i < STRIPES; i++)
+		pthread_mutex_unlock(&b->stripes[i].lock);
+	free(old);
+	return 0;
+}
+
+void shardbuf_set_size(struct shardbuf *b, uint64_t disk_size)
+{
+	b->conf.disk_size = disk_size;
+}
+
 uint8_t *shard_map(const struct shardbuf *b)
 {
 	void *p = mmap(NULL, b->conf.shard_size, PROT_READ | PROT_WRITE,
@@ -149,10 +175,12 @@ void shard_obj(struct obj *o, uint64_t n)
 
 /* --- Room ------------------------------------------------------------------------------------- */
 
-/* Waiting is in vain when so many puts have failed in a row. */
+/* Waiting is in vain when so many puts have failed in a row: all there are, where `dirty` is small. */
 static bool is_hopeless(const struct shardbuf *b)
 {
-	return b->failed_in_row >= MIN(b->conf.puts, (unsigned)HOPELESS);
+	const uint64_t all = MAX(atomic_load(&b->shards_n), UINT64_C(1));
+
+	return b->failed_in_row >= MIN(all, MIN((uint64_t)b->conf.puts, HOPELESS));
 }
 
 static bool is_short(const struct shardbuf *b, uint64_t bytes)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * Write-back buffers of layer `sharded`, for stores that only replace whole objects: writes are collected per shard
- * in memory and put as whole objects, by flush, FUA, age, or when a shard is full. How is in shardbuf.c (the memory)
- * and shardput.c (the way to the store).
+ * in memory and put as whole objects, by flush, FUA, age, or when a shard is full. How is in shardbuf.c (the memory),
+ * shardput.c (when), shardstore.c (the way to the store), shardflush.c (flush and deletes) and shardread.c.
  *
  * Offsets and lengths are multiples of SHARD_GRAIN and lie within one shard.
  */
@@ -13,6 +13,8 @@
 #include "nbdrs/layer.h"
 
 enum { SHARD_GRAIN = 512 };
+/* Shards deleted by one request. */
+enum { SHARD_DEL_MAX = 1000 };
 
 struct shardbuf;
 
@@ -46,6 +48,13 @@ void shard_obj(struct obj *o, uint64_t n);
 int shardbuf_new(const struct shardbuf_conf *conf, struct shardbuf **out);
 /* No users, nothing in flight. NULL is fine. Returns the bytes that were never stored. */
 uint64_t shardbuf_free(struct shardbuf *b);
+
+/*
+ * For a disk that gets another size, while nothing is in the chain: room for `n` shards (-ENOMEM, nothing is changed),
+ * before anything else; and the size itself, when all that was unsaved is saved.
+ */
+int shardbuf_reserve(struct shardbuf *b, uint64_t n);
+void shardbuf_set_size(struct shardbuf *b, uint64_t disk_size);
 
 void shardbuf_enter(struct shard_user *u, struct shardbuf *b, struct chan *kid);
 /* Waits for this user's fibers. Saves nothing: flush first. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * What shardbuf.c and shardput.c share. The whole picture is at the top of shardbuf.c.
+ * What the files of the buffers share (see shardbuf.h). The whole picture is at the top of shardbuf.c.
  */
 #ifndef NBDRS_LAYER_SHARDBUF_INT_H
 #define NBDRS_LAYER_SHARDBUF_INT_H
@@ -75,6 +75,7 @@ struct shardbuf {
 	 * knows. Under the stripe's lock.
 	 */
 	uint8_t *ends;
+	uint64_t ends_n; /* shards that there is room for */
 	_Atomic uint64_t seq; /* of the last generation */
 	_Atomic uint64_t shards_n;
 	struct stripe stripes[STRIPES];

@@ -34,6 +34,12 @@ struct volume {
 	uint64_t shards;
 };
 
+/* How many shards of `shard_size` bytes a disk of `size` bytes has. */
+static inline uint64_t shards_of(uint64_t size, uint64_t shard_size)
+{
+	return size / shard_size + (size % shard_size != 0);
+}
+
 /* --- Requests, by shard --- */
 
 /* The part of a request that lies in one shard. */

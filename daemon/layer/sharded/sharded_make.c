@@ -20,9 +20,6 @@
 #include "nbdrs/cleanup.h"
 #include "nbdrs/progress.h"
 
-/* Deleted by one request. */
-enum { DELETE_MAX = 1000 };
-
 int sharded_write_number(struct layer *l, struct chan *store, const char *name, uint64_t value,
 			      enum put_cond cond, struct err *err)
 {
@@ -58,13 +55,13 @@ int sharded_write_number(struct layer *l, struct chan *store, const char *name, 
 static CO_FN int delete_blocks(struct layer *l, struct chan *store, const uint64_t *numbers,
 			       uint64_t n, struct err *err)
 {
-	_cleanup_free_ struct obj *objs = calloc(DELETE_MAX, sizeof(*objs));
+	_cleanup_free_ struct obj *objs = calloc(SHARD_DEL_MAX, sizeof(*objs));
 	int rc = 0;
 
 	if (!objs)
 		return err_set(err, -ENOMEM, "out of memory");
 	for (uint64_t done = 0; done < n && !rc;) {
-		unsigned batch = (unsigned)MIN(n - done, (uint64_t)DELETE_MAX);
+		unsigned batch = (unsigned)MIN(n - done, (uint64_t)SHARD_DEL_MAX);
 
 		for (unsigned i = 0; i < batch; i++)
 			shard_obj(&objs[i], numbers[done + i]);
@@ -181,7 +178,7 @@ int sharded_zero_tail(struct layer *l, struct chan *store, uint64_t size, uint64
 	rc = ch_stat(store, &obj, &st);
 	if (rc == -ENOENT || (!rc && st.size <= keep))
 		return 0;
-	buf = rc ? NULL : buf_get(shard_size);
+	buf = rc ? NULL : buf_get(keep);
 	if (!rc && !buf)
 		rc = -ENOMEM;
 	if (!rc) {
@@ -191,11 +188,9 @@ int sharded_zero_tail(struct layer *l, struct chan *store, uint64_t size, uint64
 	if (!rc) {
 		struct put p = { .obj = &obj, .iov = &iov, .cond = PUT_ALWAYS };
 
-		memset(buf + keep, 0, shard_size - keep);
-		iov = iov_one(&v, buf, shard_size);
-		rc = ch_put(store, &p, NULL);
+		rc = ch_put(store, &p, NULL); /* what is missing reads as zeroes */
 	}
-	buf_put(buf, shard_size);
+	buf_put(buf, keep);
 	return rc ? err_set(err, rc, "layer sharded: object '%s' cannot be changed: %s", obj.name,
 			    err_name(rc))
 		  : 0;
@@ -204,7 +199,7 @@ int sharded_zero_tail(struct layer *l, struct chan *store, uint64_t size, uint64
 static CO_FN int resize(struct layer *l, struct chan *store, const struct volume *v, uint64_t size,
 			struct err *err)
 {
-	const uint64_t shards = size / v->shard_size + (size % v->shard_size != 0);
+	const uint64_t shards = shards_of(size, v->shard_size);
 	int rc;
 
 	if (size < v->size) {

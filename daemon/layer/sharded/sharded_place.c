@@ -11,9 +11,6 @@
 #include "layer/sharded/sharded_int.h"
 #include "nbdrs/cleanup.h"
 
-/* Deleted by one request. */
-enum { DELETE_MAX = 1000 };
-
 int place_read(struct request *r, const struct piece *p, const struct iov *iov)
 {
 	const struct sharded *s = r->c->layer->self;
@@ -78,7 +75,7 @@ int place_trim(struct request *r, const struct piece *p, const struct iov *iov)
 	return rc;
 }
 
-/* Deletes the first DELETE_MAX known ones of [at, end); *next becomes where to go on. */
+/* Deletes the first SHARD_DEL_MAX known ones of [at, end); *next becomes where to go on. */
 static CO_FN int place_delete(struct chan *c, struct obj *objs, uint64_t *numbers, uint64_t at,
 			      uint64_t end, uint64_t *next)
 {
@@ -88,7 +85,7 @@ static CO_FN int place_delete(struct chan *c, struct obj *objs, uint64_t *number
 	int rc = 0;
 
 	rangelock_lock(&s->deletes, &hold, 0, at, end - at, false);
-	for (; n < DELETE_MAX && (at = shardmap_find(&s->known, at, end, true)) < end; at++) {
+	for (; n < SHARD_DEL_MAX && (at = shardmap_find(&s->known, at, end, true)) < end; at++) {
 		shard_obj(&objs[n], at);
 		numbers[n++] = at;
 	}
@@ -112,7 +109,7 @@ int place_drop(struct chan *c, uint64_t first, uint64_t end)
 	first = shardmap_find(&s->known, first, end, true);
 	if (first == end)
 		return 0;
-	room = MIN(end - first, (uint64_t)DELETE_MAX);
+	room = MIN(end - first, (uint64_t)SHARD_DEL_MAX);
 	objs = calloc(room, sizeof(*objs));
 	numbers = calloc(room, sizeof(*numbers));
 	if (!objs || !numbers)

@@ -13,16 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "layer/sharded/shardbuf_int.h"
 #include "layer/sharded/sharded_int.h"
 #include "nbdrs/cleanup.h"
-
-static uint64_t shards_of(const struct sharded *s, uint64_t size)
-{
-	const uint64_t shard_size = UINT64_C(1) << s->shift;
-
-	return size / shard_size + (size % shard_size != 0);
-}
 
 static CO_FN int before(struct chan *c, uint64_t size, struct err *err)
 {
@@ -52,10 +44,14 @@ static CO_FN int now(struct chan *c, uint64_t size, struct err *err)
 {
 	struct layer *l = c->layer;
 	struct sharded *s = l->self;
-	const uint64_t n = shards_of(s, size);
+	const uint64_t n = shards_of(size, UINT64_C(1) << s->shift);
 	_Atomic uint64_t *words = longer_map(&s->known, n);
-	int rc = words ? 0 : err_set(err, -ENOMEM, "out of memory");
+	int rc = words ? 0 : -ENOMEM;
 
+	if (!rc && s->buf)
+		rc = shardbuf_reserve(s->buf, n);
+	if (rc)
+		(void)err_set(err, rc, "out of memory");
 	if (!rc) {
 		rc = l->ops->flush(c);
 		if (rc)
@@ -73,7 +69,7 @@ static CO_FN int now(struct chan *c, uint64_t size, struct err *err)
 	free(s->known.words);
 	s->known = (struct shardmap){ words, n };
 	if (s->buf)
-		s->buf->conf.disk_size = size;
+		shardbuf_set_size(s->buf, size);
 	l->size = size;
 	return 0;
 }

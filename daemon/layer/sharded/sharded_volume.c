@@ -109,7 +109,7 @@ int sharded_read_number(struct layer *l, struct chan *store, const char *name, u
 
 int sharded_check_size(const struct layer *l, uint64_t size, uint64_t shard_size, struct err *err)
 {
-	const uint64_t shards = size / shard_size + (size % shard_size != 0);
+	const uint64_t shards = shards_of(size, shard_size);
 	char text[32];
 
 	if (size == 0 || size > INT64_MAX)
@@ -195,7 +195,7 @@ int sharded_read_volume(struct layer *l, struct chan *store, struct volume *v, s
 
 		return err_prefix(err, rc, "object 'size' in %s", where);
 	}
-	found.shards = found.size / found.shard_size + (found.size % found.shard_size != 0);
+	found.shards = shards_of(found.size, found.shard_size);
 	*v = found;
 	return 0;
 }

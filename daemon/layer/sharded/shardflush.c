@@ -9,9 +9,6 @@
 #include "layer/sharded/shardbuf_int.h"
 #include "nbdrs/cleanup.h"
 
-/* Deleted by one request. */
-enum { DROP_MAX = 1000 };
-
 /* --- Saving ----------------------------------------------------------------------------------- */
 
 /* Until every generation up to `seq` of shard n is in the store, or a put begun after the call failed. */
@@ -179,7 +176,7 @@ struct drop {
 	uint64_t seq;    /* everything up to it is void when the object is gone */
 };
 
-/* Up to DROP_MAX of them. */
+/* Up to SHARD_DEL_MAX of them. */
 struct drops {
 	struct shard_user *u;
 	struct drop *v;
@@ -258,7 +255,7 @@ static CO_FN int drop_batch(struct drops *d, uint64_t at, uint64_t end, uint64_t
 	int rc = 0, del_rc = 0;
 
 	d->n = d->objs_n = 0;
-	for (; at < end && d->n < DROP_MAX && !rc; at++) {
+	for (; at < end && d->n < SHARD_DEL_MAX && !rc; at++) {
 		at = shardmap_find(d->u->b->conf.known, at, end, true);
 		if (at < end)
 			rc = drop_begin(d, at);
@@ -282,7 +279,7 @@ int shardbuf_drop(struct shard_user *u, uint64_t first, uint64_t end)
 	int rc = 0;
 
 	first = shardmap_find(u->b->conf.known, first, end, true);
-	n = MIN(end - first, (uint64_t)DROP_MAX);
+	n = MIN(end - first, (uint64_t)SHARD_DEL_MAX);
 	if (n == 0)
 		return 0;
 	v = calloc(n, sizeof(*v));

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The way of unsaved shards to the store: puts and deletes, flush, and the work in the background.
+ * When unsaved shards go to the store: queues, slots, and the work in the background. How they do is in shardstore.c,
+ * flush and deletes are in shardflush.c.
  *
  * Shards with unsaved data that are not being put stand in one of three queues:
  *
@@ -10,7 +11,8 @@
  *
  * Who changes a shard looks whether there is such work and starts a worker for it, a fiber on its own reactor, up
  * to `puts` workers in all. One keeper, a fiber of whoever came first, sleeps until something gets due. Flush does
- * not wait for workers: it puts what is left itself. All of them share `puts` slots.
+ * not wait for workers: it puts what is left itself. All puts share `puts` slots, and
+ * half of `dirty` bytes on their way (`fly`).
  */
 #include <inttypes.h>
 
