@@ -19,7 +19,6 @@ enum { SQ_ENTRIES = 256, CQ_ENTRIES = 4096, TAG_WATCH = 1 };
 
 struct uring {
 	struct io_uring ring;
-	unsigned flags;
 	unsigned queued; /* SQEs not handed to the kernel yet */
 };
 
@@ -33,12 +32,12 @@ static int ring_open(struct uring *u)
 {
 	/*
 	 * Best first: DEFER_TASKRUN (6.1) runs completions only when we ask, COOP_TASKRUN (5.19) spares
-	 * the interrupt, the last works from 5.11 on.
+	 * the interrupt. Older kernels take nothing more (EBUSY) while completions do not fit into the queue,
+	 * and get_sqe(), which cannot take them inside somebody's call, would wait for ever: no io_uring there.
 	 */
 	static const unsigned sets[] = {
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
 		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-		0,
 	};
 	int rc = -ENOSYS;
 
@@ -48,16 +47,15 @@ static int ring_open(struct uring *u)
 
 		rc = io_uring_queue_init_params(SQ_ENTRIES, &u->ring, &p);
 		if (rc == 0) {
-			u->flags = p.flags;
 			if (p.features & IORING_FEAT_NODROP && p.features & IORING_FEAT_EXT_ARG)
 				return 0;
 			io_uring_queue_exit(&u->ring);
 			return -ENOSYS;
 		}
 		if (rc != -EINVAL)
-			break;
+			return rc;
 	}
-	return rc;
+	return -ENOSYS;
 }
 
 int uring_probe(void)
@@ -213,8 +211,6 @@ static void enter(struct uring *u, unsigned wait_n, uint64_t timeout_ns)
 
 static bool has_task_work(const struct uring *u)
 {
-	if (!(u->flags & IORING_SETUP_TASKRUN_FLAG))
-		return false; /* completions are posted without our help */
 	return IO_URING_READ_ONCE(*u->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
