@@ -13,7 +13,8 @@ RUN make -j"$(nproc)" install DESTDIR=/out PREFIX=/usr
 FROM debian:bookworm-slim
 RUN apt-get update \
 	&& apt-get install -y --no-install-recommends \
-		liburing2 libnl-3-200 libnl-genl-3-200 libjansson4 libsystemd0 \
+		ca-certificates libcurl4 libexpat1 libjansson4 libnl-3-200 libnl-genl-3-200 libssl3 \
+		libsystemd0 liburing2 \
 	&& rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/ /
 EXPOSE 10809

@@ -466,8 +466,9 @@ static int choose_engine(enum io_engine_kind kind, const struct engine **out, st
 
 	if (rc != 0 && kind == IO_ENGINE_URING)
 		return err_set(err, rc,
-			       "io_uring cannot be used here (%s; it needs Linux 5.19, see also "
-			       "/proc/sys/kernel/io_uring_disabled and the container's seccomp profile); take --io-engine=epoll",
+			       "io_uring cannot be used here (%s; it needs Linux 5.19, and see "
+			       "/proc/sys/kernel/io_uring_disabled and the container's seccomp profile); "
+			       "take --io-engine=epoll",
 			       err_name(rc));
 	if (rc != 0)
 		log_info("io_uring is not available, using epoll reason=%s", err_name(rc));

@@ -445,6 +445,25 @@ def a_failing_last_flush_is_told():
 
 
 @suite.case
+def the_container_has_every_library():
+    with open(os.path.join(os.path.dirname(__file__), "../../Dockerfile")) as f:
+        installed = f.read().split("FROM")[2]
+    needed = set()
+    for program in ("nbdrsd", "nbdrs-attach", "nbdrsctl"):
+        out = subprocess.run(["readelf", "-d", os.path.join(BUILD, program)], capture_output=True, text=True,
+                             check=True).stdout
+        # A sanitizer's library, and what every image of Debian has, are no part of it.
+        needed |= {n for n in re.findall(r"NEEDED.*\[(\S+)\]", out)
+                   if not re.match(r"lib(c|m|gcc_s|asan|tsan|ubsan)\.", n)}
+    assert "libcurl.so.4" in needed, needed
+    for library in needed:
+        out = subprocess.run(["dpkg-query", "-S", f"*/{library}"], capture_output=True, text=True, check=True).stdout
+        packages = set(re.findall(r"^([^:\n]+):", out, re.M))
+        assert any(re.search(rf"(?<![\w-]){re.escape(p)}(?![\w-])", installed) for p in packages), \
+            f"{library}: none of {packages} is installed by the Dockerfile"
+
+
+@suite.case
 def sighup_is_survived():
     with Daemon([MEM]) as d, Nbd.connect(d.unix, "disk") as n:
         d.send_signal(signal.SIGHUP)
