@@ -6,27 +6,12 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ctype.h without the locale: identifiers must not depend on LANG. */
-static bool is_digit(char c)
-{
-	return c >= '0' && c <= '9';
-}
+#include "nbdrs/ascii.h"
 
+/* ctype.h without the locale: identifiers must not depend on LANG. */
 static bool is_plain(char c)
 {
-	return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
-	       c == '_' || c == '-';
-}
-
-static int hex_value(char c)
-{
-	if (is_digit(c))
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
+	return ascii_is_alnum(c) || c == '.' || c == '_' || c == '-';
 }
 
 /* The end of an identifier: "~" and 16 hexadecimal digits. */
@@ -46,9 +31,9 @@ static const char *parse_index(const char *text, uint32_t *index)
 	if (strncmp(p, "nbd", 3) != 0)
 		return NULL;
 	p += 3;
-	if (!is_digit(*p) || (*p == '0' && is_digit(p[1])))
+	if (!ascii_is_digit(*p) || (*p == '0' && ascii_is_digit(p[1])))
 		return NULL;
-	for (; is_digit(*p); p++) {
+	for (; ascii_is_digit(*p); p++) {
 		v = v * 10 + (uint32_t)(*p - '0');
 		if (v > DEVICE_INDEX_MAX)
 			return NULL;
@@ -73,9 +58,9 @@ bool name_is_partition(const char *text)
 	uint32_t v;
 	const char *p = parse_index(text, &v);
 
-	if (!p || *p++ != 'p' || !is_digit(*p))
+	if (!p || *p++ != 'p' || !ascii_is_digit(*p))
 		return false;
-	while (is_digit(*p))
+	while (ascii_is_digit(*p))
 		p++;
 	return !*p;
 }
@@ -92,12 +77,11 @@ int name_from_backend(const char *backend, char *out)
 		if (n + 1 >= sizeof(name))
 			return -EINVAL;
 		if (*p == '%') {
-			int hi = hex_value(p[1]);
-			int lo = hi < 0 ? -1 : hex_value(p[2]);
+			int byte = ascii_percent(p);
 
-			if (lo < 0 || hi * 16 + lo == 0)
+			if (byte <= 0)
 				return -EINVAL;
-			name[n++] = (char)(hi * 16 + lo);
+			name[n++] = (char)byte;
 			p += 2;
 		} else if (is_plain(*p)) {
 			name[n++] = *p;
@@ -147,8 +131,7 @@ int name_to_link(const char *backend, char *out)
 			return -EINVAL;
 		if (*p == '%') {
 			/* As udev itself writes them: \x2f. */
-			n += (size_t)snprintf(link + n, 5, "\\x%02x",
-					      (unsigned)(hex_value(p[1]) * 16 + hex_value(p[2])));
+			n += (size_t)snprintf(link + n, 5, "\\x%02x", (unsigned)ascii_percent(p));
 			p += 2;
 		} else {
 			link[n++] = *p;

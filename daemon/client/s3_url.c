@@ -14,33 +14,13 @@
 #include <string.h>
 #include <strings.h>
 
+#include "nbdrs/ascii.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/s3.h"
 
 enum { HOST_MAX = 255, BUCKET_MAX = 255, PORT_MAX = 65535 };
 
 static const char form[] = "http://KEY:SECRET@host:port/bucket/prefix/ or /bucket/prefix/";
-
-static bool is_alnum(char c)
-{
-	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-}
-
-static bool is_digit(char c)
-{
-	return c >= '0' && c <= '9';
-}
-
-static int hex_digit(char c)
-{
-	if (is_digit(c))
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
-}
 
 size_t s3_encode(const char *in, size_t len, bool keep_slash, char *out)
 {
@@ -50,7 +30,7 @@ size_t s3_encode(const char *in, size_t len, bool keep_slash, char *out)
 	for (size_t i = 0; i < len; i++) {
 		unsigned char c = (unsigned char)in[i];
 
-		if (is_alnum(in[i]) || memchr("-._~", c, 4) || (c == '/' && keep_slash)) {
+		if (ascii_is_alnum(in[i]) || memchr("-._~", c, 4) || (c == '/' && keep_slash)) {
 			*p++ = (char)c;
 			continue;
 		}
@@ -74,10 +54,7 @@ static int decode(const char *in, size_t len, char **out)
 		int c = (unsigned char)in[i];
 
 		if (c == '%') {
-			int high = i + 2 < len ? hex_digit(in[i + 1]) : -1;
-			int low = i + 2 < len ? hex_digit(in[i + 2]) : -1;
-
-			c = high < 0 || low < 0 ? 0 : high << 4 | low;
+			c = i + 2 < len ? ascii_percent(in + i) : -1;
 			i += 2;
 		}
 		if (c < 0x20 || c == 0x7f) {
@@ -111,8 +88,8 @@ static bool is_name(const char *name, size_t len)
 	bool is_v6 = len > 0 && name[0] == '[';
 
 	for (size_t i = is_v6 ? 1 : 0; i < len - (is_v6 ? 1 : 0); i++) {
-		if (is_v6 ? hex_digit(name[i]) < 0 && name[i] != ':' && name[i] != '.'
-			  : !is_alnum(name[i]) && !memchr("-._", name[i], 3))
+		if (is_v6 ? ascii_hex(name[i]) < 0 && name[i] != ':' && name[i] != '.'
+			  : !ascii_is_alnum(name[i]) && !memchr("-._", name[i], 3))
 			return false;
 	}
 	return len > 0;
@@ -130,7 +107,7 @@ static int port_number(const char *text, size_t len)
 	if (text[0] != ':' || len < 2 || len > 6)
 		return -1;
 	for (size_t i = 1; i < len; i++) {
-		if (!is_digit(text[i]))
+		if (!ascii_is_digit(text[i]))
 			return -1;
 		port = port * 10 + (text[i] - '0');
 	}
@@ -225,7 +202,7 @@ bool s3_bucket_fits_host(const char *bucket, bool is_https)
 		char c = bucket[i];
 
 		/* A wildcard certificate stands for one label: no dots. */
-		if (!(c >= 'a' && c <= 'z') && !is_digit(c) && c != '-' && (c != '.' || is_https))
+		if (!(c >= 'a' && c <= 'z') && !ascii_is_digit(c) && c != '-' && (c != '.' || is_https))
 			return false;
 		if (c == '.' && (i + 1 == len || i == 0 || bucket[i + 1] == '.'))
 			return false;

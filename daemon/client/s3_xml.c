@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "nbdrs/ascii.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/s3.h"
 
@@ -172,14 +173,6 @@ struct listing {
 	int rc;
 };
 
-static int hex_digit(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	c |= 0x20;
-	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /*
  * encoding-type=url, in place: "+" is a blank to some servers, and all write %2B for a plus.
  * -EPROTO for a %00.
@@ -189,13 +182,12 @@ static int decode(char *text)
 	char *out = text;
 
 	for (const char *p = text; *p; p++) {
-		int high = *p == '%' ? hex_digit(p[1]) : -1;
-		int low = high >= 0 ? hex_digit(p[2]) : -1;
+		int byte = ascii_percent(p);
 
-		if (low >= 0) {
-			if (high == 0 && low == 0)
-				return -EPROTO;
-			*out++ = (char)(high << 4 | low);
+		if (byte == 0)
+			return -EPROTO;
+		if (byte > 0) {
+			*out++ = (char)byte;
 			p += 2;
 		} else {
 			*out++ = *p == '+' ? ' ' : *p;

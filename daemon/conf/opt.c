@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "conf/secret.h"
+#include "nbdrs/ascii.h"
 #include "nbdrs/cleanup.h"
 
 enum { PPM_PER_PERCENT = 10000 };
@@ -21,20 +22,15 @@ enum { PPM_PER_PERCENT = 10000 };
 
 /* --- Numbers ---------------------------------------------------------------------------------- */
 
-static bool is_digit(char c)
-{
-	return c >= '0' && c <= '9';
-}
-
 /* Reads digits at *text and moves behind them. -EINVAL without a digit, -ERANGE over 64 bits. */
 static int take_digits(const char **text, uint64_t *value)
 {
 	const char *p = *text;
 	uint64_t v = 0;
 
-	if (!is_digit(*p))
+	if (!ascii_is_digit(*p))
 		return -EINVAL;
-	for (; is_digit(*p); p++) {
+	for (; ascii_is_digit(*p); p++) {
 		if (__builtin_mul_overflow(v, 10U, &v) ||
 		    __builtin_add_overflow(v, (uint64_t)(*p - '0'), &v))
 			return -ERANGE;
@@ -58,7 +54,7 @@ static int take_decimal(const char **text, struct decimal *d)
 	d->den = 1;
 	if (rc || *p != '.')
 		return rc;
-	for (p++; is_digit(*p); p++) {
+	for (p++; ascii_is_digit(*p); p++) {
 		if (d->den == FRACTION_DEN_MAX)
 			return -EINVAL;
 		d->num = d->num * 10 + (uint64_t)(*p - '0');

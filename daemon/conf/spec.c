@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "conf/spec_text.h"
+#include "nbdrs/ascii.h"
 #include "nbdrs/cleanup.h"
 
 enum { NAME_MAX_LEN = 64, ARGS_MAX = 64 };
@@ -76,17 +77,12 @@ static int unexpected(struct parser *p, const char *wanted)
 	return bad(p, p->at, "%s must stand here, not '%c'", wanted, c);
 }
 
-static bool is_alnum(char c)
-{
-	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-}
-
 /* Length of the name (of a layer or an option) at `text`. */
 static size_t name_len(const char *text)
 {
 	size_t n = 0;
 
-	while (is_alnum(text[n]) || (n && (text[n] == '_' || text[n] == '-')))
+	while (ascii_is_alnum(text[n]) || (n && (text[n] == '_' || text[n] == '-')))
 		n++;
 	return n;
 }

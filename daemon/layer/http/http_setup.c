@@ -18,6 +18,7 @@
 
 #include "layer/http/http_object.h"
 #include "layer/http/http_options.h"
+#include "nbdrs/ascii.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/io.h"
 #include "nbdrs/reactor.h"
@@ -58,14 +59,6 @@ void object_free(struct object *o)
 
 /* ---- the URL ---- */
 
-static int hex(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	c |= 0x20;
-	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* Undoes percent-encoding of text[0, len) at `out`, which has room. The length; -EINVAL also for control characters. */
 static int decode(const char *text, size_t len, char *out)
 {
@@ -75,12 +68,11 @@ static int decode(const char *text, size_t len, char *out)
 		char c = text[i];
 
 		if (c == '%') {
-			int high = i + 2 < len ? hex(text[i + 1]) : -1;
-			int low = i + 2 < len ? hex(text[i + 2]) : -1;
+			int byte = i + 2 < len ? ascii_percent(text + i) : -1;
 
-			if (high < 0 || low < 0)
+			if (byte < 0)
 				return -EINVAL;
-			c = (char)(high * 16 + low);
+			c = (char)byte;
 			i += 2;
 		}
 		if ((unsigned char)c < 0x20 || c == 0x7f)
