@@ -89,11 +89,19 @@ class Closed(Exception):
 # --- Folders and daemons ---------------------------------------------------------------------------
 
 
-def temp_dir():
+def temp_dir(within=None):
     """A folder of this test's own, removed at its end. Short: a socket's path has at most 107 bytes."""
-    path = tempfile.mkdtemp(prefix="nbdrs-")
+    path = tempfile.mkdtemp(prefix="nbdrs-", dir=within)
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
+
+
+def tmpfs_dir():
+    """The same in memory."""
+    with open("/proc/mounts") as f:
+        if not any(l.split()[1:3] == ["/dev/shm", "tmpfs"] for l in f):
+            raise Skip("/dev/shm is not a tmpfs")
+    return temp_dir("/dev/shm")
 
 
 class Daemon:

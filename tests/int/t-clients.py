@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import urllib.parse
 
 from nbdrs_test import *
@@ -48,15 +47,6 @@ def sbin(name):
 def digest(path):
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def tmpfs_dir():
-    with open("/proc/mounts") as f:
-        if not any(l.split()[1:3] == ["/dev/shm", "tmpfs"] for l in f):
-            raise Skip("/dev/shm is not a tmpfs")
-    path = tempfile.mkdtemp(prefix="nbdrs-", dir="/dev/shm")
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
 
 
 class Disks:

@@ -36,16 +36,6 @@ def check_file(options, ops, folder=None, wrap="", trim_unit=1):
     check(f"{wrap}file{options}:{path}", ops, lambda: read_file(path), trim_unit if can_punch(folder) else 0)
 
 
-def tmpfs_dir():
-    """A folder in memory."""
-    with open("/proc/mounts") as f:
-        if not any(l.split()[1:3] == ["/dev/shm", "tmpfs"] for l in f):
-            raise Skip("/dev/shm is not a tmpfs")
-    path = tempfile.mkdtemp(prefix="nbdrs-", dir="/dev/shm")
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
-
-
 @suite.case
 def file_on_disk_100000_operations():
     check_file("", 100000)

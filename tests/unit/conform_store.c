@@ -147,6 +147,17 @@ int store_stat_of(struct store_run *r, const char *name, struct obj_stat *st)
 	return c ? ch_stat(c, &obj, st) : -EIO;
 }
 
+int store_write_at(struct store_run *r, const char *name, uint64_t off, const void *data, size_t len,
+		   unsigned fl)
+{
+	struct chan *c = store_chan(r);
+	struct obj obj = store_obj(r, name);
+	struct iovec v;
+	struct iov iov = iov_one(&v, (void *)(uintptr_t)data, len);
+
+	return c ? ch_write(c, (struct ext){ &obj, off, len }, &iov, fl) : -EIO;
+}
+
 int store_expect(struct store_run *r, const char *name, const void *data, size_t len)
 {
 	/* More than there is: the rest is zeroes. */

@@ -89,6 +89,8 @@ void store_fill(void *buf, size_t len, uint64_t seed);
 CO_FN int store_put(struct store_run *r, const char *name, const void *data, size_t len,
 		    enum put_cond cond, const char *etag, struct obj_stat *st);
 CO_FN int store_get(struct store_run *r, const char *name, uint64_t off, void *buf, size_t len);
+CO_FN int store_write_at(struct store_run *r, const char *name, uint64_t off, const void *data, size_t len,
+			 unsigned fl);
 CO_FN int store_stat_of(struct store_run *r, const char *name, struct obj_stat *st);
 /* 0 when the object is exactly that, else -1 after store_fail. */
 CO_FN int store_expect(struct store_run *r, const char *name, const void *data, size_t len);

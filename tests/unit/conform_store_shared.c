@@ -120,17 +120,6 @@ int store_case_if_match(void *arg)
 
 /* --- Parts ------------------------------------------------------------------------------------ */
 
-static CO_FN int write_at(struct store_run *r, const char *name, uint64_t off, const void *data,
-			  size_t len, unsigned fl)
-{
-	struct chan *c = store_chan(r);
-	struct obj obj = store_obj(r, name);
-	struct iovec v;
-	struct iov iov = iov_one(&v, (void *)(uintptr_t)data, len);
-
-	return c ? ch_write(c, (struct ext){ &obj, off, len }, &iov, fl) : -EIO;
-}
-
 int store_case_partial(void *arg)
 {
 	struct store_run *r = arg;
@@ -145,7 +134,7 @@ int store_case_partial(void *arg)
 		return 0;
 	/* Makes it, with zeroes before. */
 	store_fill(want + 5000, 3000, 1);
-	rc = write_at(r, "p", 5000, want + 5000, 3000, 0);
+	rc = store_write_at(r, "p", 5000, want + 5000, 3000, 0);
 	CHECK(r, rc == 0, "write: %s", err_name(rc));
 	if (store_expect(r, "p", want, 8000))
 		return -1;
@@ -153,7 +142,7 @@ int store_case_partial(void *arg)
 	for (unsigned i = 0; i < 50; i++) {
 		CHECK(r, store_stat_of(r, "p", &before) == 0, "stat");
 		store_fill(want + 6000, 100, 100 + i);
-		CHECK(r, write_at(r, "p", 6000, want + 6000, 100, 0) == 0, "write");
+		CHECK(r, store_write_at(r, "p", 6000, want + 6000, 100, 0) == 0, "write");
 		CHECK(r, store_stat_of(r, "p", &after) == 0, "stat");
 		CHECK(r, strcmp(before.etag, after.etag) != 0, "the etag is still %s", after.etag);
 		if (!store_can(r, CAN_PUT_IF))
@@ -163,9 +152,9 @@ int store_case_partial(void *arg)
 	}
 	/* Longer, with a gap; over the end; one byte. */
 	store_fill(want + 100000, 50000, 3);
-	CHECK(r, write_at(r, "p", 100000, want + 100000, 50000, IO_FUA) == 0, "write");
+	CHECK(r, store_write_at(r, "p", 100000, want + 100000, 50000, IO_FUA) == 0, "write");
 	store_fill(want + 149999, 2, 4);
-	CHECK(r, write_at(r, "p", 149999, want + 149999, 2, 0) == 0, "write");
+	CHECK(r, store_write_at(r, "p", 149999, want + 149999, 2, 0) == 0, "write");
 	if (store_expect(r, "p", want, 150001))
 		return -1;
 	rc = ch_zero(c, (struct ext){ &obj, 6050, 10000 }, IO_PUNCH);
@@ -178,7 +167,7 @@ int store_case_partial(void *arg)
 		return -1;
 	/* Put over it, and write to what was put. */
 	CHECK(r, store_put(r, "p", "new object", 10, PUT_ALWAYS, NULL, NULL) == 0, "put");
-	CHECK(r, write_at(r, "p", 4, "part", 4, 0) == 0, "write");
+	CHECK(r, store_write_at(r, "p", 4, "part", 4, 0) == 0, "write");
 	if (store_expect(r, "p", "new partct", 10))
 		return -1;
 	/* Of a missing one, or behind the end, there is nothing to be done. */
@@ -232,7 +221,7 @@ int store_case_reopen(void *arg)
 	CHECK(r, store_put(r, "kept", data, sizeof(data), PUT_ALWAYS, NULL, NULL) == 0, "put");
 	CHECK(r, store_put(r, "gone", data, sizeof(data), PUT_ALWAYS, NULL, NULL) == 0, "put");
 	if (store_can(r, CAN_PARTIAL))
-		CHECK(r, write_at(r, "part", 0, data, 4000, 0) == 0, "write");
+		CHECK(r, store_write_at(r, "part", 0, data, 4000, 0) == 0, "write");
 	for (unsigned i = 0; i < 3; i++) {
 		struct obj gone = store_obj(r, "gone");
 		struct obj_stat st;
@@ -364,7 +353,7 @@ static CO_FN int model_write(struct store_run *r, struct model *m, uint64_t *sta
 	if (!store_can(r, CAN_PARTIAL))
 		return 0;
 	store_fill(m->data + off, len, *state);
-	rc = write_at(r, m->name, off, m->data + off, len, fl);
+	rc = store_write_at(r, m->name, off, m->data + off, len, fl);
 	CHECK(r, rc == 0, "write: %s", err_name(rc));
 	m->size = MAX(m->size, off + len);
 	m->is_there = true;

@@ -44,17 +44,6 @@ static const char *path_of(struct store_run *r, const char *name)
 	return path;
 }
 
-static CO_FN int write_at(struct store_run *r, const char *name, uint64_t off, const void *data,
-			  size_t len, unsigned fl)
-{
-	struct chan *c = store_chan(r);
-	struct obj obj = store_obj(r, name);
-	struct iovec v;
-	struct iov iov = iov_one(&v, (void *)(uintptr_t)data, len);
-
-	return c ? ch_write(c, (struct ext){ &obj, off, len }, &iov, fl) : -EIO;
-}
-
 /* --- The folder ------------------------------------------------------------------------------- */
 
 struct
@@ -92,7 +81,7 @@ static CO_FN int layout(void *arg)
 	int fd;
 
 	CHECK(r, store_put(r, "size", "1048576", 7, PUT_ALWAYS, NULL, NULL) == 0, "put");
-	CHECK(r, write_at(r, "block-3", 4096, "x", 1, 0) == 0, "write");
+	CHECK(r, store_write_at(r, "block-3", 4096, "x", 1, 0) == 0, "write");
 	CHECK(r,
 	      stat(path_of(r, "size"), &st) == 0 && st.st_size == 7 && (st.st_mode & 0777) == 0600,
 	      "size: %o", st.st_mode);
@@ -357,7 +346,7 @@ static CO_FN int many_files(struct store_run *r, unsigned fiber, void *arg)
 
 		(void)snprintf(name, sizeof(name), "f-%u", i);
 		(void)snprintf(data, sizeof(data), "%s %u", what, i);
-		rc = write_at(r, name, 0, data, sizeof(data), 0);
+		rc = store_write_at(r, name, 0, data, sizeof(data), 0);
 		CHECK(r, rc == 0, "write: %s", err_name(rc));
 	}
 	return 0;
@@ -474,17 +463,17 @@ static CO_FN int failed_sync(void *arg)
 	int rc;
 
 	CHECK(r, c, "channel");
-	CHECK(r, write_at(r, "good", 0, "x", 1, 0) == 0, "write");
+	CHECK(r, store_write_at(r, "good", 0, "x", 1, 0) == 0, "write");
 	CHECK(r, ch_flush(c) == 0, "flush");
-	CHECK(r, write_at(r, "bad", 0, "x", 1, 0) == 0, "write");
+	CHECK(r, store_write_at(r, "bad", 0, "x", 1, 0) == 0, "write");
 	CHECK(r, break_fd(path_of(r, "bad")) >= 0, "no descriptor of %s", path_of(r, "bad"));
 	for (unsigned i = 0; i < 3; i++) {
 		rc = ch_flush(c);
 		CHECK(r, rc == -EINVAL, "flush %u: %s", i, err_name(rc));
 	}
 	/* Writes go on, nothing is promised to be stable any more. */
-	CHECK(r, write_at(r, "good", 0, "y", 1, 0) == 0, "write");
-	rc = write_at(r, "good", 0, "z", 1, IO_FUA);
+	CHECK(r, store_write_at(r, "good", 0, "y", 1, 0) == 0, "write");
+	rc = store_write_at(r, "good", 0, "z", 1, IO_FUA);
 	CHECK(r, rc == -EINVAL, "FUA: %s", err_name(rc));
 	rc = ch_flush(c);
 	CHECK(r, rc == -EINVAL, "flush: %s", err_name(rc));
