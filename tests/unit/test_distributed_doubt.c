@@ -342,6 +342,47 @@ static CO_FN int crowded(void *arg)
 	return dist_wait_good(r) || wait_no_records(r) || dist_same_everywhere(r, 0) ? -1 : 0;
 }
 
+/* Opens what a crash leaves, equal on both nodes, with node 1 failing flushes and more: is it as good as flushed? */
+static CO_FN int leave_unflushed(struct store_run *r)
+{
+	CHECK(r, dist_put_byte(dist_node(r, 0), "block-0-0", 'n', DIST_LEN) == 0);
+	CHECK(r, dist_put_byte(dist_node(r, 1), "block-0-1", 'n', DIST_LEN) == 0);
+	CHECK(r, put_text(dist_node(r, 0), DOUBT_NAME, "doubt 1\n0\nend\n") == 0);
+	if (store_reopen(r))
+		return -1;
+	CHECK(r, dist_node_off(r, 1, true) == 0);
+	return 0;
+}
+
+/* Too few have what the last daemon wrote. */
+static CO_FN int unflushed(void *arg)
+{
+	struct store_run *r = arg;
+
+	if (leave_unflushed(r))
+		return -1;
+	CHECK(r, ch_flush(store_chan(r)) != 0);
+	CHECK(r, ch_flush(store_chan(r)) != 0, "nor has it now");
+	CHECK(r, dist_count_of(dist_node(r, 0), "stale-block-0-1-") == 1);
+	CHECK(r, dist_read_byte(store_chan(r), "block-0", 0, DIST_LEN) == 'n');
+	CHECK(r, dist_node_off(r, 1, false) == 0);
+	CHECK(r, ch_flush(store_chan(r)) == 0, "%s", dist_status_of(r).all);
+	return dist_wait_good(r) || dist_same_everywhere(r, 0) || wait_no_records(r) ? -1 : 0;
+}
+
+/* One is enough; the other one is stale. */
+static CO_FN int unflushed_quorum(void *arg)
+{
+	struct store_run *r = arg;
+
+	if (leave_unflushed(r))
+		return -1;
+	CHECK(r, ch_flush(store_chan(r)) == 0);
+	CHECK(r, dist_count_of(dist_node(r, 0), "stale-block-0-1-") == 1);
+	CHECK(r, dist_node_off(r, 1, false) == 0);
+	return dist_wait_good(r) || dist_same_everywhere(r, 0) || wait_no_records(r) ? -1 : 0;
+}
+
 static int write_file(struct store_run *r, const char *name, const char *text)
 {
 	char path[300];
@@ -394,6 +435,12 @@ static void test_open(void **state)
 	dist_run(
 		"distributed[replicas=2,rebuild=1,clean=300ms]{mem,mem,delay[read=1us,count=300]:mem}",
 		crowded);
+	dist_run(
+		"distributed[replicas=2,clean=300ms,recheck=5ms]{mem,fault[file=@/off1,ops=flush|put]:mem,mem}",
+		unflushed);
+	dist_run(
+		"distributed[replicas=2,quorum=1,clean=300ms,recheck=5ms]{mem,fault[file=@/off1,ops=flush|put]:mem,mem}",
+		unflushed_quorum);
 	dist_run("distributed[replicas=2,recheck=5ms]{file:@/a/,file:@/b/,file:@/c/}", damaged);
 }
 

@@ -175,7 +175,7 @@ static int dist_init(struct layer *l, struct err *err)
 	d->broken = 0;
 	d->seq = 0;
 	d->table = NULL;
-	d->marks_n = d->unsettled_n = 0;
+	d->marks_n = d->unsettled_n = d->dirty_n = d->owed_n = 0;
 	return 0;
 }
 

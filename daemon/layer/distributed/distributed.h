@@ -240,7 +240,9 @@ struct mark *mark_need(struct dist *d, const char *name);
 /* Frees it when it says nothing. */
 void mark_done(struct dist *d, struct mark *m);
 void mark_set_stale(struct dist *d, struct mark *m, const struct place *at, uint64_t stale);
-void mark_set_unsettled(struct dist *d, struct mark *m, bool is_unsettled);
+/* Good replicas may differ; all of them have to be flushed as well, or a flush that fails could make them differ later. */
+void mark_unsettle(struct dist *d, struct mark *m, const struct place *at);
+void mark_settle(struct dist *d, struct mark *m);
 uint64_t next_seq(struct dist *d);
 void wake_repair(struct dist *d);
 
@@ -325,7 +327,8 @@ CO_FN int dist_list(struct chan *c, const char *prefix, list_fn *fn, void *arg);
 
 /* Notes that holders were written, for the flush. */
 void note_dirty(struct chan *c, const char *name, const struct place *at, uint64_t holders);
-/* With d->lock held. */
+/* With d->lock held: the same for a mark; and answers have to be kept. */
+void mark_set_dirty(struct dist *d, struct mark *m, const struct place *at, uint64_t holders);
 void mark_set_owed(struct dist *d, struct mark *m, bool is_owed);
 CO_FN int dist_flush(struct chan *c);
 /* Flushes when so much was written since that noting it takes too much memory. Not with a lock held. */

@@ -380,8 +380,11 @@ static int mark_unsettled(struct dist *d, const char *name)
 		return 0; /* a record */
 	pthread_mutex_lock(&d->lock);
 	m = mark_need(d, name);
+	/* A single good one can't differ, but what the last daemon wrote to it may be volatile still. */
 	if (m != NULL && count(all_of(&at) & ~m->stale) > 1)
-		mark_set_unsettled(d, m, true);
+		mark_unsettle(d, m, &at);
+	else if (m != NULL)
+		mark_set_dirty(d, m, &at, all_of(&at) & ~m->stale & holders_joined(d, &at));
 	if (m != NULL)
 		mark_done(d, m);
 	pthread_mutex_unlock(&d->lock);

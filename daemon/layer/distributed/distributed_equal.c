@@ -182,7 +182,7 @@ static CO_FN int choose(struct chan *c, const char *name, const struct place *at
 	m = mark_find(d, name);
 	if (m != NULL) {
 		mark_set_stale(d, m, at, m->stale | (good & ~same));
-		mark_set_unsettled(d, m, false);
+		mark_settle(d, m);
 		mark_done(d, m);
 	}
 	pthread_mutex_unlock(&d->lock);

@@ -28,26 +28,39 @@ void mark_set_owed(struct dist *d, struct mark *m, bool is_owed)
 		list_del(&m->owing);
 }
 
+/* Of `holders`, those whose node has a volatile cache. */
+static uint64_t holders_volatile(const struct dist *d, const struct place *at, uint64_t holders)
+{
+	for (unsigned r = 0; r < at->n; r++)
+		if (!(d->layer->kids[at->node[r]]->caps & CAN_FLUSH))
+			holders &= ~bit(r);
+	return holders;
+}
+
+void mark_set_dirty(struct dist *d, struct mark *m, const struct place *at, uint64_t holders)
+{
+	uint64_t dirty = holders_volatile(d, at, holders);
+
+	if (dirty == 0 || d->layer->want_ro)
+		return; /* read-only, nobody flushes, and nothing could be noted */
+	if (m->dirty == 0)
+		d->dirty_n++;
+	if (m->dirty == 0 && m->flushing == 0)
+		list_add(&d->dirty, &m->in_flush);
+	m->dirty |= dirty;
+}
+
 void note_dirty(struct chan *c, const char *name, const struct place *at, uint64_t holders)
 {
 	struct dist *d = c->layer->self;
-	uint64_t dirty = 0;
 	struct mark *m;
 
-	for (unsigned r = 0; r < at->n; r++)
-		if (holders & bit(r) && c->layer->kids[at->node[r]]->caps & CAN_FLUSH)
-			dirty |= bit(r);
-	if (dirty == 0)
+	if (holders_volatile(d, at, holders) == 0)
 		return;
 	pthread_mutex_lock(&d->lock);
 	m = mark_need(d, name);
-	if (m != NULL) {
-		if (m->dirty == 0)
-			d->dirty_n++;
-		if (m->dirty == 0 && m->flushing == 0)
-			list_add(&d->dirty, &m->in_flush);
-		m->dirty |= dirty;
-	}
+	if (m != NULL)
+		mark_set_dirty(d, m, at, holders);
 	pthread_mutex_unlock(&d->lock);
 }
 

@@ -229,12 +229,21 @@ void mark_set_stale(struct dist *d, struct mark *m, const struct place *at, uint
 	m->recorded &= stale;
 }
 
-void mark_set_unsettled(struct dist *d, struct mark *m, bool is_unsettled)
+void mark_unsettle(struct dist *d, struct mark *m, const struct place *at)
 {
-	if (m->is_unsettled == is_unsettled)
+	mark_set_dirty(d, m, at, all_of(at) & ~m->stale & holders_joined(d, at));
+	if (m->is_unsettled)
 		return;
-	m->is_unsettled = is_unsettled;
-	d->unsettled_n += is_unsettled ? 1 : UINT64_MAX;
+	m->is_unsettled = true;
+	d->unsettled_n++;
+}
+
+void mark_settle(struct dist *d, struct mark *m)
+{
+	if (!m->is_unsettled)
+		return;
+	m->is_unsettled = false;
+	d->unsettled_n--;
 }
 
 uint64_t next_seq(struct dist *d)
@@ -409,15 +418,13 @@ void forget(struct chan *c, const char *name, const struct place *at)
 
 /* ---- the end of a change ---- */
 
-/* With the lock held. False: the volume is broken. */
-static bool note_unsettled(struct dist *d, const char *name)
+/* With the lock held. */
+static void note_unsettled(struct dist *d, const char *name, const struct place *at)
 {
 	struct mark *m = mark_need(d, name);
 
-	if (m == NULL)
-		return false;
-	mark_set_unsettled(d, m, true);
-	return true;
+	if (m != NULL)
+		mark_unsettle(d, m, at);
 }
 
 /*
@@ -435,7 +442,7 @@ static bool mark_change(struct dist *d, const char *name, const struct place *at
 	if (*ok == 0) {
 		/* Those that were asked may have done it or not. */
 		if ((tried & ~stale) != 0 && count(all & ~stale) > 1)
-			(void)note_unsettled(d, name); /* the answer is an error in any case */
+			note_unsettled(d, name, at);
 		return false;
 	}
 	after = is_whole ? all & ~*ok : stale | (all & ~*ok);
@@ -454,7 +461,7 @@ static bool mark_change(struct dist *d, const char *name, const struct place *at
 	}
 	m->lingering &= ~after;
 	if (is_whole || count(all & ~after) == 1)
-		mark_set_unsettled(d, m, false);
+		mark_settle(d, m);
 	mark_done(d, m);
 	return true;
 }
