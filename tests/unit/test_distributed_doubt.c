@@ -383,6 +383,25 @@ static CO_FN int unflushed_quorum(void *arg)
 	return dist_wait_good(r) || dist_same_everywhere(r, 0) || wait_no_records(r) ? -1 : 0;
 }
 
+/* What the good one has not is deleted, and noted as stale until it can't come back. */
+static CO_FN int deleted(void *arg)
+{
+	struct store_run *r = arg;
+
+	CHECK(r, dist_put_byte(dist_node(r, 0), "block-3-0", 'n', DIST_LEN) == 0);
+	CHECK(r, dist_put_byte(dist_node(r, 1), "block-3-1", 'n', DIST_LEN) == 0);
+	CHECK(r, dist_put_byte(dist_node(r, 1), "block-0-1", 'o', DIST_LEN) == 0);
+	CHECK(r, put_text(dist_node(r, 0), DOUBT_NAME, "doubt 1\n0\nend\n") == 0);
+	CHECK(r, dist_node_off(r, 1, true) == 0);
+	if (store_reopen(r))
+		return -1;
+	CHECK(r, dist_read_byte(store_chan(r), "block-0", 0, DIST_LEN) == -ENOENT);
+	CHECK(r, dist_count_of(dist_node(r, 1), "block-0-1") == 0);
+	CHECK(r, dist_count_of(dist_node(r, 0), "stale-block-0-1-") == 1);
+	CHECK(r, dist_node_off(r, 1, false) == 0);
+	return dist_wait_good(r) || dist_same_everywhere(r, 0) ? -1 : 0;
+}
+
 static int write_file(struct store_run *r, const char *name, const char *text)
 {
 	char path[300];
@@ -435,6 +454,8 @@ static void test_open(void **state)
 	dist_run(
 		"distributed[replicas=2,rebuild=1,clean=300ms]{mem,mem,delay[read=1us,count=300]:mem}",
 		crowded);
+	dist_run("distributed[replicas=2,clean=1h,recheck=5ms]{mem,fault[file=@/off1,ops=flush]:mem,mem}",
+		 deleted);
 	dist_run(
 		"distributed[replicas=2,clean=300ms,recheck=5ms]{mem,fault[file=@/off1,ops=flush|put]:mem,mem}",
 		unflushed);

@@ -44,7 +44,10 @@ static CO_FN int fetch(struct chan *c, const char *name, const struct place *at,
 	return rc;
 }
 
-/* Puts it on holder `r`, or deletes it there where the good one has none (is_hole). */
+/*
+ * Puts it on holder `r`, or deletes it there where the good one has none (is_hole). Durably: what says that it is stale
+ * is deleted then.
+ */
 static CO_FN int store(struct chan *c, const char *name, const struct place *at, unsigned r,
 		       void *data, uint64_t size, bool is_hole)
 {
@@ -58,7 +61,10 @@ static CO_FN int store(struct chan *c, const char *name, const struct place *at,
 	if (rc != 0)
 		return rc;
 	place_stored(at, name, r, &obj);
-	return is_hole ? ch_del(kid, &obj, 1) : ch_put(kid, &put, NULL);
+	if (!is_hole)
+		return ch_put(kid, &put, NULL);
+	rc = ch_del(kid, &obj, 1);
+	return rc == 0 && kid->layer->caps & CAN_FLUSH ? ch_flush(kid) : rc;
 }
 
 /* Makes holder `r` equal to holder `from`. */
