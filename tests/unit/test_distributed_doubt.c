@@ -202,6 +202,9 @@ static CO_FN int leave_differing(struct store_run *r, unsigned knows)
 	CHECK(r, dist_put_byte(dist_node(r, 1), "block-18-1", 'o', DIST_LEN) == 0);
 	CHECK(r, dist_put_byte(dist_node(r, 0), "size", '1', 1) == 0);
 	CHECK(r, dist_put_byte(dist_node(r, 1), "size", '2', 1) == 0);
+	/* No shard, whatever it looks like. */
+	CHECK(r, dist_put_byte(dist_node(r, 0), "block-foo", '1', 1) == 0);
+	CHECK(r, dist_put_byte(dist_node(r, 1), "block-foo", '2', 1) == 0);
 	CHECK(r, put_text(dist_node(r, knows), DOUBT_NAME, "doubt 1\n0\nother\nend\n") == 0);
 	return 0;
 }
@@ -213,6 +216,7 @@ static CO_FN int read_differing(struct store_run *r, struct chan *c)
 		CHECK(r, dist_read_byte(c, "block-3", 0, DIST_LEN) == 'n');
 		CHECK(r, dist_read_byte(c, "block-15", 0, DIST_LEN) == -ENOENT);
 		CHECK(r, dist_read_byte(c, "size", 0, 1) == '1');
+		CHECK(r, dist_read_byte(c, "block-foo", 0, 1) == '1');
 	}
 	return 0;
 }
@@ -231,6 +235,7 @@ static CO_FN int settled(void *arg)
 		if (dist_same_everywhere(r, 0) || dist_same_everywhere(r, 3) ||
 		    dist_same_everywhere(r, 15))
 			return -1;
+		CHECK(r, dist_read_byte(dist_node(r, 1), "block-foo", 0, 1) == '1');
 		CHECK(r, dist_read_byte(dist_node(r, 1), "block-18-1", 0, DIST_LEN) == 'o',
 		      "not in the record");
 	}

@@ -57,6 +57,7 @@ bool place_parse(const struct placing *p, const char *stored, unsigned node, cha
 		 struct place *at, unsigned *r);
 
 /* "block-N". */
+bool place_is_shard(const char *name);
 void place_shard_name(uint64_t shard, char name[32]);
 
 /* Records: the object stale-NAME-R-SEQ says "holder R of NAME is stale"; SEQ grows. */

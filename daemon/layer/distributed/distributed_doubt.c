@@ -96,7 +96,7 @@ static bool is_settled(struct dist *d, uint64_t n)
 	pthread_mutex_lock(&d->lock);
 	if (n == REGION_OTHERS) {
 		list_for_each(m, &d->marks, struct mark, all)
-			is_so = is_so && (!is_open(m) || strncmp(m->name, "block-", 6) == 0);
+			is_so = is_so && (!is_open(m) || place_is_shard(m->name));
 	} else {
 		for (unsigned i = 0; i < REGION_SHARDS && is_so; i++) {
 			const struct mark *m;
@@ -377,7 +377,7 @@ static int mark_unsettled(struct dist *d, const char *name)
 	struct mark *m;
 
 	if (place_name(d->placing, name, &at) != 0)
-		return 0; /* a record */
+		return 0; /* a replica of a shard, or a record */
 	pthread_mutex_lock(&d->lock);
 	m = mark_need(d, name);
 	/* A single good one can't differ, but what the last daemon wrote to it may be volatile still. */
@@ -393,7 +393,7 @@ static int mark_unsettled(struct dist *d, const char *name)
 
 static int mark_other(void *arg, const char *stored, uint64_t size)
 {
-	return strncmp(stored, "block-", 6) == 0 ? 0 : mark_unsettled(arg, stored);
+	return place_is_shard(stored) ? 0 : mark_unsettled(arg, stored); /* a shard without replica is nobody's */
 }
 
 /* All objects that are no shards; there are few, but only a listing of everything finds them. */

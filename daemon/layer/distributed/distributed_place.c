@@ -71,6 +71,13 @@ static bool parse_block(const char *name, uint64_t *shard, uint64_t *r)
 	return end != NULL && *end == '\0';
 }
 
+bool place_is_shard(const char *name)
+{
+	uint64_t shard;
+
+	return parse_block(name, &shard, NULL);
+}
+
 void place_shard_name(uint64_t shard, char name[32])
 {
 	(void)snprintf(name, 32, "block-%" PRIu64, shard);
