@@ -388,6 +388,30 @@ static CO_FN int unflushed_quorum(void *arg)
 	return dist_wait_good(r) || dist_same_everywhere(r, 0) || wait_no_records(r) ? -1 : 0;
 }
 
+/* Node 1 comes when nothing is settled yet, for the others can be read at open only. */
+static CO_FN int unflushed_late(void *arg)
+{
+	struct store_run *r = arg;
+
+	CHECK(r, dist_put_byte(dist_node(r, 0), "block-0-0", 'n', DIST_LEN) == 0);
+	CHECK(r, dist_put_byte(dist_node(r, 1), "block-0-1", 'n', DIST_LEN) == 0);
+	CHECK(r, dist_put_byte(dist_node(r, 2), "block-0-2", 'n', DIST_LEN) == 0);
+	CHECK(r, put_text(dist_node(r, 0), DOUBT_NAME, "doubt 1\n0\nend\n") == 0);
+	CHECK(r, dist_node_off(r, 0, true) == 0 && dist_node_off(r, 3, true) == 0);
+	if (store_reopen(r))
+		return -1;
+	CHECK(r, dist_node_off(r, 1, true) == 0 && dist_node_off(r, 3, false) == 0);
+	for (uint64_t until = now_ns() + DOUBT_DEADLINE_S * UINT64_C(1000000000);
+	     !dist_of(r)->nodes[1].is_joined;) {
+		CHECK(r, now_ns() < until, "%s", dist_status_of(r).all);
+		co_sleep(1000000);
+	}
+	CHECK(r, ch_flush(store_chan(r)) == 0);
+	CHECK(r, dist_count_of(dist_node(r, 0), "stale-block-0-1-") == 1);
+	CHECK(r, dist_node_off(r, 0, false) == 0 && dist_node_off(r, 1, false) == 0);
+	return dist_wait_good(r) || dist_same_everywhere(r, 0) || wait_no_records(r) ? -1 : 0;
+}
+
 /* What the good one has not is deleted, and noted as stale until it can't come back. */
 static CO_FN int deleted(void *arg)
 {
@@ -459,6 +483,11 @@ static void test_open(void **state)
 	dist_run(
 		"distributed[replicas=2,rebuild=1,clean=300ms]{mem,mem,delay[read=1us,count=300]:mem}",
 		crowded);
+	dist_run(
+		"distributed[replicas=3,quorum=2,clean=300ms,recheck=5ms]{fault[file=@/off0,ops=read|stat,after=2,error=ETIMEDOUT]:mem,"
+		"fault[file=@/off1,ops=flush|put|read|stat]:fault[file=@/off3,ops=list,error=ETIMEDOUT]:mem,"
+		"fault[file=@/off0,ops=read|stat,after=1,error=ETIMEDOUT]:mem}",
+		unflushed_late);
 	dist_run("distributed[replicas=2,clean=1h,recheck=5ms]{mem,fault[file=@/off1,ops=flush]:mem,mem}",
 		 deleted);
 	dist_run(

@@ -298,8 +298,11 @@ CO_FN int doubt_read(struct chan *c, unsigned node);
 int doubt_add(struct dist *d, uint64_t region);
 /* At open, the marks being there: all objects that it names are unsettled. */
 CO_FN int doubt_mark_all(struct chan *c);
-/* A node comes late: what it has of a record is out of date. */
-void doubt_joins(struct dist *d);
+/*
+ * A node comes late, and no flush runs: what it has of a record is out of date, and what is not settled has to be flushed
+ * there too.
+ */
+void doubt_joins(struct dist *d, unsigned node);
 /* Before the volume is removed: the record is, on all nodes. */
 CO_FN int doubt_end(struct chan *c);
 /* Calls `add` for each region; not 0 ends it. Pure. -EILSEQ: this is no record. */

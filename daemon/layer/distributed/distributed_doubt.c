@@ -454,9 +454,28 @@ int doubt_end(struct chan *c)
 	return doubt_wait(c, version, d->placing->nodes);
 }
 
-void doubt_joins(struct dist *d)
+void doubt_joins(struct dist *d, unsigned node)
 {
-	pthread_mutex_lock(&d->doubt.lock);
-	d->doubt.version = MAX(d->doubt.version, 1U);
-	pthread_mutex_unlock(&d->doubt.lock);
+	struct doubt *t = &d->doubt;
+	struct region *g, *next;
+
+	pthread_mutex_lock(&t->lock);
+	t->version = MAX(t->version, 1U);
+	HASH_ITER(hh, t->table, g, next) {
+		g->needs_flush = t->flushes + 1;
+	}
+	pthread_mutex_lock(&d->lock);
+	list_for_each(m, &d->marks, struct mark, all)
+	{
+		struct place at;
+		int r;
+
+		if (!m->is_unsettled || place_name(d->placing, m->name, &at) != 0)
+			continue;
+		r = place_holder(&at, node);
+		if (r >= 0)
+			mark_set_dirty(d, m, &at, bit((unsigned)r) & ~m->stale);
+	}
+	pthread_mutex_unlock(&d->lock);
+	pthread_mutex_unlock(&t->lock);
 }

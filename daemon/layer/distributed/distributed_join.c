@@ -313,10 +313,12 @@ int join_late(struct chan *c, unsigned node)
 	book_free(&b);
 	if (rc != 0)
 		return rc;
-	doubt_joins(d);
+	co_mutex_lock(&d->flush_one);
+	doubt_joins(d, node);
 	/* Before anything is written to it. */
 	d->nodes[node].is_away = true;
 	d->nodes[node].is_joined = true;
+	co_mutex_unlock(&d->flush_one);
 	rc = find_emptied(c, bit(node));
 	if (rc != 0) {
 		d->nodes[node].is_joined = false;
