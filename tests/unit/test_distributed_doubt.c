@@ -111,6 +111,26 @@ static void test_text(void **state)
 	}
 }
 
+/* As many regions as a table may have can be read, and no more. */
+static void test_much_text(void **state)
+{
+	enum { LINE = 21 };
+	_cleanup_free_ char *text = malloc(16 + (size_t)(REGIONS_READ_MAX + 1) * LINE);
+	size_t at;
+
+	assert_non_null(text);
+	for (unsigned more = 0; more < 2; more++) {
+		struct parsed p = { 0, 0 };
+
+		at = (size_t)snprintf(text, LINE, "doubt 1\n");
+		for (unsigned i = 0; i < REGIONS_READ_MAX + more; i++)
+			at += (size_t)snprintf(text + at, LINE, "%u\n", (i + 8) * REGION_SHARDS);
+		at += (size_t)snprintf(text + at, LINE, "end\n");
+		assert_int_equal(doubt_parse(text, at, add, &p), more ? -EILSEQ : 0);
+		assert_int_equal(p.n, REGIONS_READ_MAX);
+	}
+}
+
 /* ---- when it is there ---- */
 
 /* From before the first change until it is flushed and old; a volume that was closed has none. */
@@ -347,6 +367,47 @@ static CO_FN int crowded(void *arg)
 	return dist_wait_good(r) || wait_no_records(r) || dist_same_everywhere(r, 0) ? -1 : 0;
 }
 
+/* Many changes at a time, in more regions than the record has room for: some wait, and none for ever. */
+enum { DELS = 12, DEL_OBJS = 256, CROWD = DELS + 20 };
+
+static CO_FN int crowd(struct store_run *r, unsigned i, void *arg)
+{
+	struct doubt *t = &dist_of(r)->doubt;
+	_Atomic unsigned *left = arg;
+	_cleanup_free_ struct obj *objs = calloc(DEL_OBJS, sizeof(*objs));
+	unsigned most = 0;
+	char name[32];
+
+	CHECK(r, objs != NULL);
+	if (i == CROWD) {
+		for (; *left > 0; co_sleep(100000))
+			most = MAX(most, t->n);
+		CHECK(r, most > REGIONS_MAX && most <= REGIONS_FULL, "%u", most);
+		return 0;
+	}
+	for (unsigned n = 0; n < DEL_OBJS; n++) {
+		place_shard_name((i * DEL_OBJS + n) * UINT64_C(2) * REGION_SHARDS, name);
+		objs[n] = dist_obj(name);
+	}
+	if (i < DELS)
+		CHECK(r, ch_del(store_chan(r), objs, DEL_OBJS) == 0);
+	else
+		CHECK(r, dist_write_byte(store_chan(r), objs[0].name, 0, 'w', 512, 0) == 0);
+	(*left)--;
+	return 0;
+}
+
+static CO_FN int many_at_a_time(void *arg)
+{
+	struct store_run *r = arg;
+	_Atomic unsigned left = CROWD;
+
+	if (store_fibers(r, CROWD + 1, crowd, &left))
+		return -1;
+	CHECK(r, dist_of(r)->doubt.n <= REGIONS_FULL, "%u", (unsigned)dist_of(r)->doubt.n);
+	return 0;
+}
+
 /* Opens what a crash leaves, equal on both nodes, with node 1 failing flushes and more: is it as good as flushed? */
 static CO_FN int leave_unflushed(struct store_run *r)
 {
@@ -483,18 +544,23 @@ static void test_open(void **state)
 	dist_run(
 		"distributed[replicas=2,rebuild=1,clean=300ms]{mem,mem,delay[read=1us,count=300]:mem}",
 		crowded);
+	dist_run("distributed[replicas=2,clean=1h]{delay[trim=20ms]:mem,delay[write=1ms]:mem,mem}",
+		 many_at_a_time);
 	dist_run(
-		"distributed[replicas=3,quorum=2,clean=300ms,recheck=5ms]{fault[file=@/off0,ops=read|stat,after=2,error=ETIMEDOUT]:mem,"
+		"distributed[replicas=3,quorum=2,clean=300ms,recheck=5ms]{"
+		"fault[file=@/off0,ops=read|stat,after=2,error=ETIMEDOUT]:mem,"
 		"fault[file=@/off1,ops=flush|put|read|stat]:fault[file=@/off3,ops=list,error=ETIMEDOUT]:mem,"
 		"fault[file=@/off0,ops=read|stat,after=1,error=ETIMEDOUT]:mem}",
 		unflushed_late);
-	dist_run("distributed[replicas=2,clean=1h,recheck=5ms]{mem,fault[file=@/off1,ops=flush]:mem,mem}",
-		 deleted);
+	dist_run(
+		"distributed[replicas=2,clean=1h,recheck=5ms]{mem,fault[file=@/off1,ops=flush]:mem,mem}",
+		deleted);
 	dist_run(
 		"distributed[replicas=2,clean=300ms,recheck=5ms]{mem,fault[file=@/off1,ops=flush|put]:mem,mem}",
 		unflushed);
 	dist_run(
-		"distributed[replicas=2,quorum=1,clean=300ms,recheck=5ms]{mem,fault[file=@/off1,ops=flush|put]:mem,mem}",
+		"distributed[replicas=2,quorum=1,clean=300ms,recheck=5ms]{mem,"
+		"fault[file=@/off1,ops=flush|put]:mem,mem}",
 		unflushed_quorum);
 	dist_run("distributed[replicas=2,recheck=5ms]{file:@/a/,file:@/b/,file:@/c/}", damaged);
 }
@@ -628,9 +694,8 @@ static void test_cost(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_text),
-		cmocka_unit_test(test_life),
-		cmocka_unit_test(test_open),
+		cmocka_unit_test(test_text), cmocka_unit_test(test_much_text),
+		cmocka_unit_test(test_life), cmocka_unit_test(test_open),
 		cmocka_unit_test(test_cost),
 	};
 	int failed;

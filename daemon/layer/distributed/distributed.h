@@ -72,7 +72,16 @@ bool record_parse(const char *stored, char *name, unsigned *r, uint64_t *seq);
 /* ---- what may differ (distributed_doubt.c) ---- */
 
 #define DOUBT_NAME "doubt"
-enum { REGION_SHARDS = 16, REGIONS_MAX = 1024 };
+/*
+ * Shards of a region; regions from which on old ones leave; with which no more are entered; that a record may name, as
+ * many as crash upon crash could leave on nodes of which each knows of others.
+ */
+enum {
+	REGION_SHARDS = 16,
+	REGIONS_MAX = 1024,
+	REGIONS_FULL = 2 * REGIONS_MAX,
+	REGIONS_READ_MAX = 8 * REGIONS_FULL
+};
 /* The region of all that is no shard. */
 #define REGION_OTHERS UINT64_MAX
 
@@ -107,6 +116,8 @@ struct doubt {
 	struct list idle;          /* those without changes, unused for longest first */
 	uint64_t version;          /* of the table */
 	uint64_t flushes, flushed; /* begun, counted; the last one that went well */
+	uint64_t left;             /* changes that are over, counted */
+	struct co_wq leaves;       /* one more is */
 	struct doubt_copy copies[NODES_MAX];
 	struct co_wq wq; /* a put of the record ended */
 };
@@ -241,7 +252,7 @@ struct mark *mark_need(struct dist *d, const char *name);
 /* Frees it when it says nothing. */
 void mark_done(struct dist *d, struct mark *m);
 void mark_set_stale(struct dist *d, struct mark *m, const struct place *at, uint64_t stale);
-/* Good replicas may differ; all of them have to be flushed as well, or a flush that fails could make them differ later. */
+/* Good replicas may differ; all of them have to be flushed too, or a flush that fails could make them differ later. */
 void mark_unsettle(struct dist *d, struct mark *m, const struct place *at);
 void mark_settle(struct dist *d, struct mark *m);
 uint64_t next_seq(struct dist *d);
@@ -272,12 +283,10 @@ CO_FN void forget(struct chan *c, const char *name, const struct place *at);
 void doubt_init(struct dist *d);
 void doubt_free(struct dist *d);
 /*
- * Around each change of the object at `at`: 0 when the nodes have a record that its replicas may differ. Not with a
- * lock held. doubt_begin is doubt_enter and doubt_wait; of several objects each is entered, then *version (0 before
- * the first) is waited for, and each is left again.
+ * Around a change of the `n` objects at `at`: 0 when the nodes have a record that their replicas may differ; then each
+ * is left again. Waits while too many regions are in use. Not with a lock held, nor within another one.
  */
-CO_FN int doubt_begin(struct chan *c, const struct place *at);
-CO_FN int doubt_enter(struct chan *c, const struct place *at, uint64_t *version);
+CO_FN int doubt_begin(struct chan *c, const struct place *at, unsigned n);
 void doubt_leave(struct dist *d, const struct place *at);
 /* Until `need` nodes have that version of the record. */
 CO_FN int doubt_wait(struct chan *c, uint64_t version, unsigned need);
@@ -293,14 +302,14 @@ CO_FN void doubt_clean(struct chan *c, uint64_t age);
 CO_FN void doubt_push(struct chan *c);
 /* Waits for what doubt_push and doubt_wait have begun on this channel. */
 CO_FN void doubt_drain(struct chan *c);
-/* At open: adds what the record on a node names. -EILSEQ: it is damaged. */
+/* At open: adds what the record on a node names. -EILSEQ: it is damaged; -EFBIG: all of them name too much. */
 CO_FN int doubt_read(struct chan *c, unsigned node);
 int doubt_add(struct dist *d, uint64_t region);
 /* At open, the marks being there: all objects that it names are unsettled. */
 CO_FN int doubt_mark_all(struct chan *c);
 /*
- * A node comes late, and no flush runs: what it has of a record is out of date, and what is not settled has to be flushed
- * there too.
+ * A node comes late, and no flush runs: what it has of a record is out of date, and what is not settled has to be
+ * flushed there too.
  */
 void doubt_joins(struct dist *d, unsigned node);
 /* Before the volume is removed: the record is, on all nodes. */

@@ -17,8 +17,9 @@
  * behind is named as well then), and a random one pays once for each region that it works in.
  *
  * A region leaves the record when nothing was changed in it for `clean`, what was changed is flushed, and all is
- * settled; or earlier, those unused for longest first, when there are more than REGIONS_MAX. So the record is small,
- * and few regions have to be looked at after a crash.
+ * settled; or earlier, those unused for longest first, when there are more than REGIONS_MAX. With REGIONS_FULL, a
+ * change that would add one waits until another has left. So the record is small, and few regions have to be looked at
+ * after a crash.
  */
 #include <errno.h>
 #include <limits.h>
@@ -157,7 +158,15 @@ void doubt_clean(struct chan *c, uint64_t age)
 	doubt_push(c);
 }
 
-/* The region unused for longest whose replicas are not settled; false = none. */
+/* How many should leave, so that it need not be done again at once. */
+static unsigned too_many(const struct doubt *t)
+{
+	unsigned n = t->n;
+
+	return n >= REGIONS_MAX ? n - REGIONS_MAX + LEAVE_N : 0;
+}
+
+/* The region of shards unused for longest whose replicas are not settled; false = none. */
 static bool find_unsettled(struct dist *d, uint64_t *n)
 {
 	struct doubt *t = &d->doubt;
@@ -166,7 +175,7 @@ static bool find_unsettled(struct dist *d, uint64_t *n)
 	pthread_mutex_lock(&t->lock);
 	list_for_each(g, &t->idle, struct region, idle)
 	{
-		found = !is_settled(d, g->n);
+		found = g->n != REGION_OTHERS && !is_settled(d, g->n);
 		*n = g->n;
 		if (found)
 			break;
@@ -178,10 +187,11 @@ static bool find_unsettled(struct dist *d, uint64_t *n)
 static CO_FN int settle_region(struct chan *c, uint64_t n)
 {
 	struct dist *d = c->layer->self;
-	int rc = n == REGION_OTHERS ? -EBUSY : 0; /* that one is small: the repair fiber does it */
+	int rc = 0;
 
 	for (unsigned i = 0; i < REGION_SHARDS && rc == 0; i++) {
 		struct place at;
+		struct view v;
 		struct obj obj;
 		char name[32];
 
@@ -189,13 +199,17 @@ static CO_FN int settle_region(struct chan *c, uint64_t n)
 		(void)obj_set(&obj, name); /* a good name */
 		(void)place_name(d->placing, name, &at);
 		settle_first(c, &obj, &at);
-		if (mark_view(d, name).is_unsettled)
+		v = mark_view(d, name);
+		if (v.is_unsettled || v.stale & ~v.recorded)
 			rc = holders_error(d, &at, all_of(&at));
 	}
 	return rc;
 }
 
-/* There are many regions in doubt and a change is about to add one. */
+/*
+ * There are many regions in doubt and a change is about to add one. When it returns 0, those that are left are in use,
+ * or have been left meanwhile, as far as they are too many.
+ */
 static CO_FN int make_room(struct chan *c)
 {
 	struct dist *d = c->layer->self;
@@ -204,18 +218,19 @@ static CO_FN int make_room(struct chan *c)
 	int rc = 0;
 
 	co_mutex_lock(&t->room);
-	if (t->n >= REGIONS_MAX && drop_clean(d, 0, LEAVE_N) && t->n >= REGIONS_MAX) {
+	if (t->n >= REGIONS_MAX && drop_clean(d, 0, too_many(t)) && t->n >= REGIONS_MAX) {
 		rc = dist_flush(c);
-		(void)drop_clean(d, 0, LEAVE_N);
+		(void)drop_clean(d, 0, too_many(t));
 	}
 	/* A crash may have left as many: mended in the background, or here when that is too slow. */
-	while (rc == 0 && t->n >= 2 * REGIONS_MAX && find_unsettled(d, &n)) {
+	while (rc == 0 && t->n >= REGIONS_FULL && find_unsettled(d, &n)) {
 		rc = settle_region(c, n);
-		(void)drop_clean(d, 0, LEAVE_N);
+		(void)drop_clean(d, 0, too_many(t));
 	}
 	co_mutex_unlock(&t->room);
-	/* Those under way are bounded by the requests that there are; only what can't be cleaned is refused. */
-	return t->n >= 2 * REGIONS_MAX ? rc : 0;
+	if (d->broken != 0)
+		return d->broken;
+	return t->n >= REGIONS_FULL ? rc : 0; /* only what can't be cleaned is refused */
 }
 
 /* ---- changes ---- */
@@ -236,13 +251,14 @@ static bool is_known(struct doubt *t, const struct place *at)
 	return found;
 }
 
-int doubt_enter(struct chan *c, const struct place *at, uint64_t *version)
+/* 0, or an error, or 1: there are too many. */
+static CO_FN int enter(struct chan *c, const struct place *at, uint64_t *version)
 {
 	struct dist *d = c->layer->self;
 	struct doubt *t = &d->doubt;
 	uint64_t n = region_of(at);
 	struct region *g;
-	bool is_new;
+	bool is_new, has_room;
 	int rc = 0;
 
 	if (is_safe(at))
@@ -253,16 +269,18 @@ int doubt_enter(struct chan *c, const struct place *at, uint64_t *version)
 		return rc;
 	pthread_mutex_lock(&t->lock);
 	is_new = region_find(t, n) == NULL;
-	g = region_need(t, n);
+	has_room = !is_new || t->n < REGIONS_FULL;
+	g = has_room ? region_need(t, n) : NULL;
 	if (g != NULL) {
 		if (g->changes++ == 0)
 			list_del(&g->idle);
 		*version = MAX(*version, g->version);
-		if (is_new && at->is_shard && n > 0 && region_find(t, n - 1) != NULL)
+		if (is_new && at->is_shard && n > 0 && t->n < REGIONS_MAX &&
+		    region_find(t, n - 1) != NULL)
 			(void)region_need(t, n + 1); /* a guess; without memory it waits */
 	}
 	pthread_mutex_unlock(&t->lock);
-	return g != NULL ? 0 : -ENOMEM;
+	return !has_room ? 1 : g != NULL ? 0 : -ENOMEM;
 }
 
 void doubt_leave(struct dist *d, const struct place *at)
@@ -279,20 +297,50 @@ void doubt_leave(struct dist *d, const struct place *at)
 		g->used = now_ns();
 		list_add(&t->idle, &g->idle);
 	}
+	t->left++;
+	co_wq_wake_all(&t->leaves);
 	pthread_mutex_unlock(&t->lock);
 }
 
-int doubt_begin(struct chan *c, const struct place *at)
+/* The same, having left all again when it is not 0. *left: what t->left is then, if nobody else leaves. */
+static CO_FN int enter_all(struct chan *c, const struct place *at, unsigned n, uint64_t *left)
 {
 	struct dist *d = c->layer->self;
+	struct doubt *t = &d->doubt;
 	uint64_t version = 0;
-	int rc = doubt_enter(c, at, &version);
+	unsigned entered = 0;
+	int rc = 0;
 
-	if (rc != 0)
-		return rc;
-	rc = doubt_wait(c, version, (unsigned)d->quorum);
-	if (rc != 0)
-		doubt_leave(d, at);
+	pthread_mutex_lock(&t->lock);
+	*left = t->left;
+	pthread_mutex_unlock(&t->lock);
+	while (rc == 0 && entered < n) {
+		rc = enter(c, &at[entered], &version);
+		entered += rc == 0;
+	}
+	if (rc == 0)
+		rc = doubt_wait(c, version, (unsigned)d->quorum);
+	while (rc != 0 && entered > 0) {
+		*left += !is_safe(&at[--entered]);
+		doubt_leave(d, &at[entered]);
+	}
+	return rc;
+}
+
+int doubt_begin(struct chan *c, const struct place *at, unsigned n)
+{
+	struct dist *d = c->layer->self;
+	struct doubt *t = &d->doubt;
+	uint64_t left;
+	int rc;
+
+	/* Who waits is in no region, so that those in whose way it is come to their end. */
+	while ((rc = enter_all(c, at, n, &left)) > 0) {
+		pthread_mutex_lock(&t->lock);
+		while (t->left == left)
+			co_wq_wait(&t->leaves, &t->lock);
+		pthread_mutex_unlock(&t->lock);
+	}
 	return rc;
 }
 
@@ -345,6 +393,7 @@ void doubt_init(struct dist *d)
 	(void)pthread_mutex_init(&t->lock, NULL); /* cannot fail for a default mutex */
 	co_mutex_init(&t->room);
 	co_wq_init(&t->wq);
+	co_wq_init(&t->leaves);
 	list_init(&t->idle);
 	for (unsigned i = 0; i < NODES_MAX; i++)
 		t->copies[i].node = i;
@@ -361,14 +410,17 @@ void doubt_free(struct dist *d)
 
 int doubt_add(struct dist *d, uint64_t n)
 {
+	struct doubt *t = &d->doubt;
 	struct region *g;
+	bool has_room;
 
-	pthread_mutex_lock(&d->doubt.lock);
-	g = region_need(&d->doubt, n);
+	pthread_mutex_lock(&t->lock);
+	has_room = t->n < REGIONS_READ_MAX || region_find(t, n) != NULL;
+	g = has_room ? region_need(t, n) : NULL;
 	if (g != NULL)
 		g->needs_flush = 1; /* what the last daemon wrote may be volatile still */
-	pthread_mutex_unlock(&d->doubt.lock);
-	return g != NULL ? 0 : -ENOMEM;
+	pthread_mutex_unlock(&t->lock);
+	return !has_room ? -EFBIG : g != NULL ? 0 : -ENOMEM;
 }
 
 static int mark_unsettled(struct dist *d, const char *name)

@@ -23,9 +23,9 @@
 
 static const char first_line[] = "doubt 1\n", other_line[] = "other\n", last_line[] = "end\n";
 
-/* Of a record that is read: 16 times of what there usually is at most. */
-enum { RECORD_REGIONS_MAX = 16 * REGIONS_MAX, LINE_MAX_LEN = 22 };
-enum { RECORD_SIZE_MAX = RECORD_REGIONS_MAX * LINE_MAX_LEN };
+/* No table has more regions than REGIONS_READ_MAX, so what is written can be read. */
+enum { LINE_MAX_LEN = 22 };
+enum { RECORD_SIZE_MAX = sizeof(first_line) + REGIONS_READ_MAX * LINE_MAX_LEN + sizeof(last_line) };
 
 /* ---- text ---- */
 
@@ -65,7 +65,7 @@ int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t reg
 		uint64_t shard, region = REGION_OTHERS;
 		int rc;
 
-		if (eol == NULL || eol - at >= LINE_MAX_LEN || n++ > RECORD_REGIONS_MAX ||
+		if (eol == NULL || eol - at >= LINE_MAX_LEN ||
 		    memchr(at, '\0', (size_t)(eol - at)) != NULL)
 			return -EILSEQ;
 		memcpy(line, at, (size_t)(eol + 1 - at));
@@ -79,7 +79,7 @@ int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t reg
 				return -EILSEQ;
 			region = shard / REGION_SHARDS;
 		}
-		rc = add(arg, region);
+		rc = n++ < REGIONS_READ_MAX ? add(arg, region) : -EILSEQ;
 		if (rc != 0)
 			return rc;
 	}

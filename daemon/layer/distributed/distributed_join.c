@@ -251,8 +251,9 @@ int join_nodes(struct chan *c)
 			rc = c->layer->kids[i]->open_error; /* logged already */
 		else if (rc != 0)
 			log_warn("%s layer=distributed node=%u error=%s",
-				 rc == -EILSEQ ? "node's object \"" DOUBT_NAME "\" is damaged"
-					       : "node can't be listed",
+				 rc == -EILSEQ  ? "node's object \"" DOUBT_NAME "\" is damaged"
+				 : rc == -EFBIG ? "nodes' objects \"" DOUBT_NAME "\" name too much"
+						: "node can't be listed",
 				 i, err_name(rc));
 		d->nodes[i].error = rc;
 		d->nodes[i].is_joined = rc == 0;

@@ -361,7 +361,7 @@ static CO_FN int change(struct change *ch, struct obj_stat *st)
 	if (rc != 0)
 		return rc;
 	flush_if_much(ch->c);
-	rc = doubt_begin(ch->c, &ch->at);
+	rc = doubt_begin(ch->c, &ch->at, 1);
 	if (rc != 0)
 		return rc;
 	if (take_background(d, ch)) {
@@ -432,7 +432,7 @@ enum { DEL_MAX = 256 };
 struct del_one {
 	const struct obj *obj;
 	struct dels *all;
-	struct place at;
+	const struct place *at; /* of dels.at */
 	uint64_t ask, ok;
 	bool is_locked; /* another one of the same hash has the lock otherwise */
 	struct range_hold hold;
@@ -442,7 +442,7 @@ struct dels {
 	struct chan *c;
 	unsigned n;
 	struct del_one *v;
-	bool is_end;      /* `size` is among them: nothing is left to be in doubt */
+	struct place *at;
 	struct each each; /* over nodes */
 	int rc;
 };
@@ -465,10 +465,10 @@ static CO_FN int del_on_node(struct each *e, unsigned node, struct chan *kid)
 	if (objs == NULL)
 		return -ENOMEM;
 	for (unsigned i = 0; i < ds->n; i++) {
-		int r = place_holder(&ds->v[i].at, node);
+		int r = place_holder(ds->v[i].at, node);
 
 		if (r >= 0 && ds->v[i].ask & bit((unsigned)r))
-			place_stored(&ds->v[i].at, ds->v[i].obj->name, (unsigned)r, &objs[n++]);
+			place_stored(ds->v[i].at, ds->v[i].obj->name, (unsigned)r, &objs[n++]);
 	}
 	if (n > 0)
 		rc = ch_del(kid, objs, n);
@@ -481,8 +481,8 @@ static CO_FN void settle_del(void *arg)
 	struct del_one *o = arg;
 	int rc;
 
-	note_dirty(o->all->c, o->obj->name, &o->at, o->ok);
-	rc = settle(o->all->c, o->obj->name, &o->at, o->ask, o->ok, true, o->all->each.rc);
+	note_dirty(o->all->c, o->obj->name, o->at, o->ok);
+	rc = settle(o->all->c, o->obj->name, o->at, o->ask, o->ok, true, o->all->each.rc);
 	if (rc != 0)
 		o->all->rc = rc;
 }
@@ -498,21 +498,21 @@ static CO_FN int del_locked(struct dels *ds)
 	for (unsigned i = 0; i < ds->n; i++) {
 		struct del_one *o = &ds->v[i];
 
-		o->ask = holders_up(d, &o->at);
-		if (count(o->ask) < quorum_of(d, &o->at))
-			o->ask = holders_joined(d, &o->at);
-		if (count(o->ask) < quorum_of(d, &o->at))
-			return holders_error(d, &o->at, all_of(&o->at) & ~o->ask);
-		for (unsigned r = 0; r < o->at.n; r++)
-			ask |= o->ask & bit(r) ? bit(o->at.node[r]) : 0;
+		o->ask = holders_up(d, o->at);
+		if (count(o->ask) < quorum_of(d, o->at))
+			o->ask = holders_joined(d, o->at);
+		if (count(o->ask) < quorum_of(d, o->at))
+			return holders_error(d, o->at, all_of(o->at) & ~o->ask);
+		for (unsigned r = 0; r < o->at->n; r++)
+			ask |= o->ask & bit(r) ? bit(o->at->node[r]) : 0;
 	}
 	ds->each = (struct each){ .c = ds->c, .at = &nodes, .fn = del_on_node, .arg = ds };
 	each_holder(&ds->each, ask);
 	for (unsigned i = 0; i < ds->n; i++) {
 		struct del_one *o = &ds->v[i];
 
-		for (unsigned r = 0; r < o->at.n; r++)
-			if (o->ask & bit(r) && ds->each.ok & bit(o->at.node[r]))
+		for (unsigned r = 0; r < o->at->n; r++)
+			if (o->ask & bit(r) && ds->each.ok & bit(o->at->node[r]))
 				o->ok |= bit(r);
 		co_group_spawn(&group, settle_del, o);
 	}
@@ -521,62 +521,53 @@ static CO_FN int del_locked(struct dels *ds)
 }
 
 /*
- * Enters the regions of them all. Not when the volume ends: `size` needs no record (where good holders don't agree
- * whether it exists it does, and the rest is gone before), and then no put of one can fail when it is too late to
- * try again.
+ * Not in doubt when the volume ends (`is_end`): `size` needs no record (where good holders don't agree whether it
+ * exists it does, and the rest is gone before), and then no put of one can fail when it is too late to try again.
  */
-static CO_FN int del_begin(struct dels *ds)
+static CO_FN int del_now(struct dels *ds, bool is_end)
 {
 	struct dist *d = ds->c->layer->self;
-	uint64_t version = 0;
-	unsigned entered = 0;
-	int rc = 0;
+	int rc = is_end ? 0 : doubt_begin(ds->c, ds->at, ds->n);
 
-	while (rc == 0 && entered < ds->n && !ds->is_end) {
-		rc = doubt_enter(ds->c, &ds->v[entered].at, &version);
-		entered += rc == 0;
+	if (rc != 0)
+		return rc;
+	/* In one order, so that two of these never wait for each other. */
+	qsort(ds->v, ds->n, sizeof(*ds->v), by_hash);
+	for (unsigned i = 0; i < ds->n; i++) {
+		struct del_one *o = &ds->v[i];
+
+		o->is_locked = i == 0 || o->obj->hash != ds->v[i - 1].obj->hash;
+		if (o->is_locked)
+			rangelock_lock(&d->objects, &o->hold, o->obj->hash, 0, UINT64_MAX, false);
 	}
-	if (rc == 0)
-		rc = doubt_wait(ds->c, version, (unsigned)d->quorum);
-	while (rc != 0 && entered > 0)
-		doubt_leave(d, &ds->v[--entered].at);
+	rc = del_locked(ds);
+	for (unsigned i = 0; i < ds->n; i++)
+		if (ds->v[i].is_locked)
+			rangelock_unlock(&d->objects, &ds->v[i].hold);
+	for (unsigned i = 0; i < ds->n && !is_end; i++)
+		doubt_leave(d, &ds->at[i]);
 	return rc;
 }
 
 static CO_FN int del_some(struct chan *c, const struct obj *objs, unsigned n, bool is_end)
 {
 	struct dist *d = c->layer->self;
-	struct dels ds = { .c = c, .n = n, .is_end = is_end };
+	struct dels ds = { .c = c, .n = n };
 	int rc = d->broken;
 
 	ds.v = calloc(n, sizeof(*ds.v));
-	if (ds.v == NULL)
-		return -ENOMEM;
+	ds.at = calloc(n, sizeof(*ds.at));
+	if (ds.v == NULL || ds.at == NULL)
+		rc = -ENOMEM;
 	for (unsigned i = 0; i < n && rc == 0; i++) {
 		ds.v[i].obj = &objs[i];
 		ds.v[i].all = &ds;
-		rc = place_name(d->placing, objs[i].name, &ds.v[i].at);
+		ds.v[i].at = &ds.at[i];
+		rc = place_name(d->placing, objs[i].name, &ds.at[i]);
 	}
 	if (rc == 0)
-		rc = del_begin(&ds);
-	if (rc != 0) {
-		free(ds.v);
-		return rc;
-	}
-	/* In one order, so that two of these never wait for each other. */
-	qsort(ds.v, n, sizeof(*ds.v), by_hash);
-	for (unsigned i = 0; i < n; i++) {
-		ds.v[i].is_locked = i == 0 || ds.v[i].obj->hash != ds.v[i - 1].obj->hash;
-		if (ds.v[i].is_locked)
-			rangelock_lock(&d->objects, &ds.v[i].hold, ds.v[i].obj->hash, 0, UINT64_MAX,
-				       false);
-	}
-	rc = del_locked(&ds);
-	for (unsigned i = 0; i < n; i++)
-		if (ds.v[i].is_locked)
-			rangelock_unlock(&d->objects, &ds.v[i].hold);
-	for (unsigned i = 0; i < n && !is_end; i++)
-		doubt_leave(d, &ds.v[i].at);
+		rc = del_now(&ds, is_end);
+	free(ds.at);
 	free(ds.v);
 	return rc;
 }
