@@ -99,7 +99,6 @@ struct region {
 
 /* The record on one node. */
 struct doubt_copy {
-	unsigned node;
 	bool is_busy;           /* a put is on its way */
 	struct chan *c;         /* by this channel */
 	uint64_t has;           /* version */
@@ -118,6 +117,7 @@ struct doubt {
 	uint64_t flushes, flushed; /* begun, counted; the last one that went well */
 	uint64_t left;             /* changes that are over, counted */
 	struct co_wq leaves;       /* one more is */
+	struct doubt_text *text;   /* the newest, while it is on its way */
 	struct doubt_copy copies[NODES_MAX];
 	struct co_wq wq; /* a put of the record ended */
 };

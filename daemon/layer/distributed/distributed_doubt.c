@@ -395,8 +395,6 @@ void doubt_init(struct dist *d)
 	co_wq_init(&t->wq);
 	co_wq_init(&t->leaves);
 	list_init(&t->idle);
-	for (unsigned i = 0; i < NODES_MAX; i++)
-		t->copies[i].node = i;
 }
 
 void doubt_free(struct dist *d)

@@ -29,26 +29,58 @@ enum { RECORD_SIZE_MAX = sizeof(first_line) + REGIONS_READ_MAX * LINE_MAX_LEN + 
 
 /* ---- text ---- */
 
-/* Malloced; NULL: out of memory. With the lock held. */
-static char *doubt_text(const struct doubt *t, size_t *len)
+/* One version, on its way to some nodes. */
+struct doubt_text {
+	unsigned users;
+	uint64_t version;
+	bool is_empty;
+	size_t len;
+	char text[];
+};
+
+/* NULL: out of memory. With the lock held. */
+static struct doubt_text *text_make(const struct doubt *t)
 {
 	size_t room = sizeof(first_line) + t->n * (size_t)LINE_MAX_LEN + sizeof(last_line), at = 0;
-	char *text = malloc(room);
+	struct doubt_text *x = malloc(sizeof(*x) + room);
 	struct region *g, *next;
 
-	if (text == NULL)
+	if (x == NULL)
 		return NULL;
-	at += (size_t)snprintf(text, room, "%s", first_line);
+	at += (size_t)snprintf(x->text, room, "%s", first_line);
 	HASH_ITER(hh, t->table, g, next) {
 		if (g->n == REGION_OTHERS)
-			at += (size_t)snprintf(text + at, room - at, "%s", other_line);
+			at += (size_t)snprintf(x->text + at, room - at, "%s", other_line);
 		else
-			at += (size_t)snprintf(text + at, room - at, "%" PRIu64 "\n",
+			at += (size_t)snprintf(x->text + at, room - at, "%" PRIu64 "\n",
 					       g->n * REGION_SHARDS);
 	}
-	at += (size_t)snprintf(text + at, room - at, "%s", last_line);
-	*len = at;
-	return text;
+	at += (size_t)snprintf(x->text + at, room - at, "%s", last_line);
+	x->users = 0;
+	x->version = t->version;
+	x->is_empty = t->n == 0;
+	x->len = at;
+	return x;
+}
+
+/* With the lock held. */
+static void text_put(struct doubt *t, struct doubt_text *x)
+{
+	if (x == NULL || --x->users > 0)
+		return;
+	if (t->text == x)
+		t->text = NULL;
+	free(x);
+}
+
+/* The newest version, made once for all who want it at the same time. NULL: out of memory. With the lock held. */
+static struct doubt_text *text_get(struct doubt *t)
+{
+	if (t->text == NULL || t->text->version != t->version)
+		t->text = text_make(t);
+	if (t->text != NULL)
+		t->text->users++;
+	return t->text;
 }
 
 int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t region), void *arg)
@@ -120,10 +152,10 @@ int doubt_read(struct chan *c, unsigned node)
 	return rc;
 }
 
-static CO_FN int put_text(struct chan *c, unsigned node, char *text, size_t len, bool is_empty)
+static CO_FN int put_text(struct chan *c, unsigned node, struct doubt_text *x)
 {
 	struct iovec v;
-	struct iov iov = iov_one(&v, text, len);
+	struct iov iov = iov_one(&v, x->text, x->len);
 	struct obj obj;
 	struct put put = { .obj = &obj, .iov = &iov, .fl = IO_FUA };
 	struct chan *kid;
@@ -132,7 +164,7 @@ static CO_FN int put_text(struct chan *c, unsigned node, char *text, size_t len,
 	if (rc != 0)
 		return rc;
 	(void)obj_set(&obj, DOUBT_NAME); /* a good name */
-	rc = is_empty ? ch_del(kid, &obj, 1) : ch_put(kid, &put, NULL);
+	rc = x->is_empty ? ch_del(kid, &obj, 1) : ch_put(kid, &put, NULL);
 	node_result(c->layer->self, node, rc);
 	return rc;
 }
@@ -160,32 +192,28 @@ static CO_FN void bring(void *arg)
 	struct dist_chan *dc = c->self;
 	struct dist *d = c->layer->self;
 	struct doubt *t = &d->doubt;
+	unsigned node = (unsigned)(k - t->copies);
 	bool again;
 
 	do {
-		uint64_t version;
-		bool is_empty;
-		size_t len = 0;
-		char *text;
+		struct doubt_text *x;
 		int rc;
 
 		pthread_mutex_lock(&t->lock);
 		k->begun++;
-		version = t->version;
-		is_empty = t->n == 0;
-		text = doubt_text(t, &len);
+		x = text_get(t);
 		pthread_mutex_unlock(&t->lock);
-		rc = text != NULL ? put_text(c, k->node, text, len, is_empty) : -ENOMEM;
-		free(text);
+		rc = x != NULL ? put_text(c, node, x) : -ENOMEM;
 
 		pthread_mutex_lock(&t->lock);
 		if (rc == 0) {
-			k->has = version;
+			k->has = x->version;
 			find_durable(d);
 		} else {
 			k->failed = k->begun;
-			d->nodes[k->node].not_before = now_ns() + d->recheck;
+			d->nodes[node].not_before = now_ns() + d->recheck;
 		}
+		text_put(t, x);
 		again = rc == 0 && k->has < t->version;
 		if (!again) {
 			k->is_busy = false;
