@@ -164,6 +164,7 @@ static int dist_init(struct layer *l, struct err *err)
 		co_mutex_init(&d->comparing[i]);
 	(void)pthread_mutex_init(&d->lock, NULL); /* cannot fail for a default mutex */
 	list_init(&d->marks);
+	list_init(&d->others);
 	list_init(&d->dirty);
 	list_init(&d->flushing);
 	list_init(&d->owed);
@@ -407,13 +408,16 @@ static CO_FN int look(struct chan *c, struct look *k, const struct place *at, ui
 	return worst;
 }
 
-void settle_first(struct chan *c, const struct obj *obj, const struct place *at)
+void settle_first(struct chan *c, const char *name, struct place *at)
 {
 	struct dist *d = c->layer->self;
 	struct range_hold hold;
+	struct obj obj;
 
-	rangelock_lock(&d->objects, &hold, obj->hash, 0, UINT64_MAX, false);
-	(void)repair_locked(c, obj->name, at, false); /* whether it is settled is looked at again */
+	(void)obj_set(&obj, name); /* marks are made with good names, that have a place */
+	(void)place_name(d->placing, name, at);
+	rangelock_lock(&d->objects, &hold, obj.hash, 0, UINT64_MAX, false);
+	(void)repair_locked(c, name, at, false); /* whether it is settled is looked at again */
 	rangelock_unlock(&d->objects, &hold);
 }
 
@@ -431,7 +435,7 @@ static CO_FN int look_good(struct chan *c, struct look *k)
 		return rc;
 	v = mark_view(d, k->e.obj->name);
 	if (unlikely(v.is_unsettled)) {
-		settle_first(c, k->e.obj, &at);
+		settle_first(c, k->e.obj->name, &at);
 		v = mark_view(d, k->e.obj->name);
 		if (v.is_unsettled)
 			return holders_error(d, &at, all_of(&at));

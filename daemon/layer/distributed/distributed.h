@@ -106,16 +106,17 @@ struct doubt_copy {
 };
 
 struct doubt {
-	struct co_mutex room;     /* one fiber at a time makes room */
+	struct co_mutex room;     /* one fiber at a time looks for regions that may leave */
 	_Atomic unsigned n;       /* of `table` */
 	_Atomic uint64_t durable; /* version that `quorum` nodes have */
 
 	pthread_mutex_t lock; /* guards the rest; dist.lock may be taken inside it */
 	struct region *table;
 	struct list idle;          /* those without changes, unused for longest first */
+	struct list *look;         /* the next one to look at for who has `room`; NULL = nobody */
 	uint64_t version;          /* of the table */
 	uint64_t flushes, flushed; /* begun, counted; the last one that went well */
-	uint64_t left;             /* changes that are over, counted */
+	uint64_t left;             /* changes that are over, and times that regions were dropped, counted */
 	struct co_wq leaves;       /* one more is */
 	struct doubt_text *text;   /* the newest, while it is on its way */
 	struct doubt_copy copies[NODES_MAX];
@@ -153,6 +154,7 @@ struct mark {
 	struct list all;    /* dist.marks */
 	struct list in_flush; /* dist.dirty or dist.flushing */
 	struct list owing;    /* dist.owed, while is_owed */
+	struct list other;    /* dist.others, while it is no shard */
 	UT_hash_handle hh;
 	char name[]; /* as seen from above */
 };
@@ -175,6 +177,7 @@ struct dist {
 	pthread_mutex_t lock;     /* guards the rest */
 	struct mark *table;
 	struct list marks;
+	struct list others;      /* those of objects that are no shards: few */
 	uint64_t seq;            /* of the last record */
 	_Atomic int broken;      /* nothing can be relied on any more: all requests fail with it */
 	uint64_t background_len; /* bytes that answered requests still hold */
@@ -319,8 +322,8 @@ int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t reg
 
 /* ---- reading (distributed.c) ---- */
 
-/* Good replicas may differ: makes them equal first. What came of it is in the mark. */
-CO_FN void settle_first(struct chan *c, const struct obj *obj, const struct place *at);
+/* Good replicas may differ: makes them equal first. What came of it is in the mark. *at: where they are. */
+CO_FN void settle_first(struct chan *c, const char *name, struct place *at);
 
 /* ---- changes (distributed_write.c) ---- */
 

@@ -71,12 +71,26 @@ static struct region *region_need(struct doubt *t, uint64_t n)
 	return g;
 }
 
+static void no_longer_idle(struct doubt *t, struct region *g)
+{
+	if (t->look == &g->idle)
+		t->look = g->idle.next;
+	list_del(&g->idle);
+}
+
 static void region_drop(struct doubt *t, struct region *g)
 {
 	HASH_DEL(t->table, g);
-	list_del(&g->idle);
+	no_longer_idle(t, g);
 	free(g);
 	t->n--;
+}
+
+/* For those who wait in doubt_begin. */
+static void may_have_room(struct doubt *t)
+{
+	t->left++;
+	co_wq_wake_all(&t->leaves);
 }
 
 /* ---- leaving the record ---- */
@@ -96,8 +110,8 @@ static bool is_settled(struct dist *d, uint64_t n)
 		return true;
 	pthread_mutex_lock(&d->lock);
 	if (n == REGION_OTHERS) {
-		list_for_each(m, &d->marks, struct mark, all)
-			is_so = is_so && (!is_open(m) || place_is_shard(m->name));
+		list_for_each(m, &d->others, struct mark, other)
+			is_so = is_so && !is_open(m);
 	} else {
 		for (unsigned i = 0; i < REGION_SHARDS && is_so; i++) {
 			const struct mark *m;
@@ -119,42 +133,89 @@ static bool is_volatile(const struct dist *d)
 	return false;
 }
 
-/*
- * Takes up to `max` regions off that are clean and have not been used for `age`, those unused for longest first. True
- * when a flush would make more of them clean.
- */
-static bool drop_clean(struct dist *d, uint64_t age, unsigned max)
+/* Looks through idle regions for those that are clean. */
+struct drop {
+	uint64_t now, age; /* ns; those used within `age` stay */
+	unsigned max;      /* that leave */
+	bool is_less;      /* some have left */
+	bool needs_flush, needs_settling; /* and then more could */
+	uint64_t unsettled;               /* the first shards that need settling, of region .. */
+};
+
+/* So many are looked at before others get their turn. */
+enum { LOOK_N = 32 };
+
+/* The next LOOK_N, from t->look on. False: that was all. With the lock held. */
+static bool drop_near(struct dist *d, struct drop *p)
 {
 	struct doubt *t = &d->doubt;
-	bool needs_flush = false, is_less = false, has_cache = is_volatile(d);
-	uint64_t now = now_ns();
+	bool has_cache = is_volatile(d);
 
-	if (d->broken != 0)
-		return false; /* marks may be missing */
-	pthread_mutex_lock(&t->lock);
-	list_for_each(g, &t->idle, struct region, idle)
-	{
-		if (max == 0 || g->used + age > now)
-			break;
+	for (unsigned i = 0; i < LOOK_N; i++) {
+		struct region *g = list_entry(t->look, struct region, idle);
+
+		if (t->look == &t->idle || p->max == 0 || g->used + p->age > p->now)
+			return false;
+		t->look = g->idle.next;
 		if (has_cache && g->needs_flush > t->flushed) {
-			needs_flush = true;
+			p->needs_flush = true;
 		} else if (is_settled(d, g->n)) {
 			region_drop(t, g);
-			is_less = true;
-			max--;
+			p->is_less = true;
+			p->max--;
+		} else if (!p->needs_settling && g->n != REGION_OTHERS) {
+			p->needs_settling = true;
+			p->unsettled = g->n;
 		}
 	}
-	t->version += is_less;
+	return true;
+}
+
+/*
+ * Takes up to `max` regions off that are clean and have not been used for `age`, those unused for longest first. With
+ * t->room locked.
+ */
+static CO_FN struct drop drop_clean(struct dist *d, uint64_t age, unsigned max)
+{
+	struct doubt *t = &d->doubt;
+	struct drop p = { .now = now_ns(), .age = age, .max = max };
+
+	if (d->broken != 0)
+		return p; /* marks may be missing */
+	pthread_mutex_lock(&t->lock);
+	t->look = t->idle.next;
+	while (drop_near(d, &p)) {
+		pthread_mutex_unlock(&t->lock);
+		co_yield();
+		pthread_mutex_lock(&t->lock);
+	}
+	t->look = NULL;
+	if (p.is_less) {
+		t->version++;
+		may_have_room(t);
+	}
 	pthread_mutex_unlock(&t->lock);
-	return needs_flush;
+	return p;
+}
+
+/* The same, and flushes where more can leave then. */
+static CO_FN int drop_all(struct chan *c, uint64_t age)
+{
+	struct dist *d = c->layer->self;
+	int rc = 0;
+
+	co_mutex_lock(&d->doubt.room);
+	if (drop_clean(d, age, UINT_MAX).needs_flush) {
+		rc = dist_flush(c);
+		(void)drop_clean(d, age, UINT_MAX);
+	}
+	co_mutex_unlock(&d->doubt.room);
+	return rc;
 }
 
 void doubt_clean(struct chan *c, uint64_t age)
 {
-	struct dist *d = c->layer->self;
-
-	if (drop_clean(d, age, UINT_MAX) && dist_flush(c) == 0)
-		(void)drop_clean(d, age, UINT_MAX);
+	(void)drop_all(c, age); /* what did not leave is looked at again */
 	doubt_push(c);
 }
 
@@ -166,39 +227,18 @@ static unsigned too_many(const struct doubt *t)
 	return n >= REGIONS_MAX ? n - REGIONS_MAX + LEAVE_N : 0;
 }
 
-/* The region of shards unused for longest whose replicas are not settled; false = none. */
-static bool find_unsettled(struct dist *d, uint64_t *n)
-{
-	struct doubt *t = &d->doubt;
-	bool found = false;
-
-	pthread_mutex_lock(&t->lock);
-	list_for_each(g, &t->idle, struct region, idle)
-	{
-		found = g->n != REGION_OTHERS && !is_settled(d, g->n);
-		*n = g->n;
-		if (found)
-			break;
-	}
-	pthread_mutex_unlock(&t->lock);
-	return found;
-}
-
 static CO_FN int settle_region(struct chan *c, uint64_t n)
 {
 	struct dist *d = c->layer->self;
+	struct place at;
 	int rc = 0;
 
 	for (unsigned i = 0; i < REGION_SHARDS && rc == 0; i++) {
-		struct place at;
 		struct view v;
-		struct obj obj;
 		char name[32];
 
 		place_shard_name(n * REGION_SHARDS + i, name);
-		(void)obj_set(&obj, name); /* a good name */
-		(void)place_name(d->placing, name, &at);
-		settle_first(c, &obj, &at);
+		settle_first(c, name, &at);
 		v = mark_view(d, name);
 		if (v.is_unsettled || v.stale & ~v.recorded)
 			rc = holders_error(d, &at, all_of(&at));
@@ -214,18 +254,19 @@ static CO_FN int make_room(struct chan *c)
 {
 	struct dist *d = c->layer->self;
 	struct doubt *t = &d->doubt;
-	uint64_t n;
+	struct drop p;
 	int rc = 0;
 
 	co_mutex_lock(&t->room);
-	if (t->n >= REGIONS_MAX && drop_clean(d, 0, too_many(t)) && t->n >= REGIONS_MAX) {
+	p = drop_clean(d, 0, too_many(t));
+	if (p.needs_flush && t->n >= REGIONS_MAX) {
 		rc = dist_flush(c);
-		(void)drop_clean(d, 0, too_many(t));
+		p = drop_clean(d, 0, too_many(t));
 	}
 	/* A crash may have left as many: mended in the background, or here when that is too slow. */
-	while (rc == 0 && t->n >= REGIONS_FULL && find_unsettled(d, &n)) {
-		rc = settle_region(c, n);
-		(void)drop_clean(d, 0, too_many(t));
+	while (rc == 0 && t->n >= REGIONS_FULL && p.needs_settling) {
+		rc = settle_region(c, p.unsettled);
+		p = drop_clean(d, 0, too_many(t));
 	}
 	co_mutex_unlock(&t->room);
 	if (d->broken != 0)
@@ -273,7 +314,7 @@ static CO_FN int enter(struct chan *c, const struct place *at, uint64_t *version
 	g = has_room ? region_need(t, n) : NULL;
 	if (g != NULL) {
 		if (g->changes++ == 0)
-			list_del(&g->idle);
+			no_longer_idle(t, g);
 		*version = MAX(*version, g->version);
 		if (is_new && at->is_shard && n > 0 && t->n < REGIONS_MAX &&
 		    region_find(t, n - 1) != NULL)
@@ -297,8 +338,7 @@ void doubt_leave(struct dist *d, const struct place *at)
 		g->used = now_ns();
 		list_add(&t->idle, &g->idle);
 	}
-	t->left++;
-	co_wq_wake_all(&t->leaves);
+	may_have_room(t);
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -490,12 +530,8 @@ int doubt_end(struct chan *c)
 	struct dist *d = c->layer->self;
 	struct doubt *t = &d->doubt;
 	uint64_t version;
-	int rc = 0;
+	int rc = drop_all(c, 0);
 
-	if (drop_clean(d, 0, UINT_MAX)) {
-		rc = dist_flush(c);
-		(void)drop_clean(d, 0, UINT_MAX);
-	}
 	if (rc != 0)
 		return rc;
 	pthread_mutex_lock(&t->lock);

@@ -198,6 +198,9 @@ struct mark *mark_need(struct dist *d, const char *name)
 	}
 	list_init(&m->in_flush);
 	list_init(&m->owing);
+	list_init(&m->other);
+	if (!place_is_shard(name))
+		list_add(&d->others, &m->other);
 	list_add(&d->marks, &m->all);
 	atomic_fetch_add(&d->marks_n, 1);
 	return m;
@@ -209,6 +212,7 @@ void mark_done(struct dist *d, struct mark *m)
 	    m->is_owed)
 		return;
 	list_del(&m->in_flush);
+	list_del(&m->other);
 	list_del(&m->all);
 	HASH_DEL(d->table, m);
 	atomic_fetch_sub(&d->marks_n, 1);
