@@ -3,20 +3,11 @@
  * Configuration files. Besides not crashing: an error names a line, words have no newline in them, and lines are in
  * order. Lines that attach.conf would take are parsed as such.
  */
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "autoattach.h"
 #include "conf/conffile.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool is_true)
-{
-	if (!is_true)
-		abort();
-}
+#include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -25,16 +16,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	unsigned last = 0;
 
 	if (conf_parse("f", (const char *)data, size, &f, &err)) {
-		check(!f.text && strncmp(err.msg, "f:", 2) == 0);
+		must(!f.text && strncmp(err.msg, "f:", 2) == 0);
 		return 0;
 	}
 	for (size_t i = 0; i < f.lines_n; i++) {
-		check(f.lines[i].number > last && f.lines[i].words_n > 0);
+		must(f.lines[i].number > last && f.lines[i].words_n > 0);
 		last = f.lines[i].number;
 		for (unsigned w = 0; w < f.lines[i].words_n; w++)
-			check(!strchr(f.lines[i].words[w], '\n') && strlen(f.lines[i].words[w]) <= size);
+			must(!strchr(f.lines[i].words[w], '\n') && strlen(f.lines[i].words[w]) <= size);
 	}
 	if (autoattach_check(&f, &err))
-		check(strncmp(err.msg, "f:", 2) == 0);
+		must(strncmp(err.msg, "f:", 2) == 0);
 	return 0;
 }

@@ -5,24 +5,15 @@
  * What is taken names as many regions as it has lines between the first and the last, each of them a whole one.
  */
 #include <errno.h>
-#include <stdint.h>
-#include <stdlib.h>
 
+#include "fuzz.h"
 #include "layer/distributed/distributed.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define MUST(condition)           \
-	do {                      \
-		if (!(condition)) \
-			abort();  \
-	} while (0)
 
 static int add(void *arg, uint64_t region)
 {
 	size_t *n = arg;
 
-	MUST(region == REGION_OTHERS || region <= UINT64_MAX / REGION_SHARDS);
+	must(region == REGION_OTHERS || region <= UINT64_MAX / REGION_SHARDS);
 	++*n;
 	return 0;
 }
@@ -34,8 +25,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	for (size_t i = 0; i < size; i++)
 		lines += data[i] == '\n';
-	MUST(rc == 0 || rc == -EILSEQ);
-	MUST(rc != 0 || (lines == n + 2 && data[size - 1] == '\n'));
-	MUST(n <= lines);
+	must(rc == 0 || rc == -EILSEQ);
+	must(rc != 0 || (lines == n + 2 && data[size - 1] == '\n'));
+	must(n <= lines);
 	return 0;
 }

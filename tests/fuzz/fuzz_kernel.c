@@ -4,24 +4,16 @@
  * parser. Besides not crashing: a name that is decoded is encoded to what it was, up to the case of
  * escapes, and a link made from it is a file name.
  */
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
+#include "fuzz.h"
 #include "lostdata.h"
 #include "mounts.h"
 #include "names.h"
 #include "nbdrs/cleanup.h"
 #include "nl.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool is_true)
-{
-	if (!is_true)
-		abort();
-}
 
 static void check_names(const char *text)
 {
@@ -30,19 +22,19 @@ static void check_names(const char *text)
 	uint32_t index;
 
 	if (name_to_index(text, &index) == 0) {
-		check(index <= DEVICE_INDEX_MAX);
-		check(!name_is_partition(text));
+		must(index <= DEVICE_INDEX_MAX);
+		must(!name_is_partition(text));
 	}
 	if (name_from_backend(text, name) == 0) {
 		/* Escapes of plain bytes are allowed, too: then the second form is the shorter one. */
-		check(name_to_backend(name, again, sizeof(again)) == 0);
-		check(strlen(again) <= strlen(text));
+		must(name_to_backend(name, again, sizeof(again)) == 0);
+		must(strlen(again) <= strlen(text));
 		if (strlen(again) == strlen(text))
-			check(strcasecmp(again, text) == 0);
+			must(strcasecmp(again, text) == 0);
 	}
 	if (name_to_link(text, link) == 0) {
-		check(link[0] && link[0] != '.' && !strchr(link, '/') && !strchr(link, '%'));
-		check(strlen(link) + strlen("nbdrs--part31") <= 255);
+		must(link[0] && link[0] != '.' && !strchr(link, '/') && !strchr(link, '%'));
+		must(strlen(link) + strlen("nbdrs--part31") <= 255);
 	}
 }
 
@@ -59,25 +51,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	/* Copied, so that a read beyond the end is seen, and netlink's attributes are aligned. */
 	text = malloc(size);
-	check(text);
+	must(text);
 	memcpy(text, data + 1, size - 1);
 	text[size - 1] = '\0';
 	switch (data[0] & 7) {
 	case 0:
 		if (mount_parse(text, &m) == 0)
-			check(m.point && m.type && m.source && m.super_options);
+			must(m.point && m.type && m.source && m.super_options);
 		break;
 	case 1:
 		if (swap_parse(text, &file) == 0)
-			check(file[0] == '/');
+			must(file[0] == '/');
 		break;
 	case 2:
 		lost_data_line(&lost, "nbd0", text);
-		check(lost.errors_n <= 1);
+		must(lost.errors_n <= 1);
 		break;
 	case 3:
 		if (nbdnl_parse_status(text, size - 1, devices, 4, &n) == 0)
-			check(n <= 4);
+			must(n <= 4);
 		break;
 	default: check_names(text);
 	}

@@ -5,19 +5,11 @@
  * Each option must get exactly one answer: messages that echo the option, the last of them, and only
  * that, an ACK or an error.
  */
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
 #include "net/negotiate.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define MUST(condition)           \
-	do {                      \
-		if (!(condition)) \
-			abort();  \
-	} while (0)
 
 enum { CLIENT_FLAGS_LEN = 4, EXPORTS = 40 };
 
@@ -66,16 +58,16 @@ static unsigned check_messages(const struct nego *n, uint32_t option)
 	unsigned ends = 0;
 	size_t at = 0;
 
-	MUST(n->out_n <= NEGO_OUT_ROOM);
+	must(n->out_n <= NEGO_OUT_ROOM);
 	while (at < n->out_n) {
 		uint32_t type;
 
-		MUST(ends == 0 && n->out_n - at >= NBD_REP_HEADER_LEN);
-		MUST(get_be64(n->out + at) == NBD_REP_MAGIC);
-		MUST(get_be32(n->out + at + 8) == option);
+		must(ends == 0 && n->out_n - at >= NBD_REP_HEADER_LEN);
+		must(get_be64(n->out + at) == NBD_REP_MAGIC);
+		must(get_be32(n->out + at + 8) == option);
 		type = get_be32(n->out + at + 12);
 		ends += type == NBD_REP_ACK || type & NBD_REP_ERR(0);
-		MUST(get_be32(n->out + at + 16) <= n->out_n - at - NBD_REP_HEADER_LEN);
+		must(get_be32(n->out + at + 16) <= n->out_n - at - NBD_REP_HEADER_LEN);
 		at += NBD_REP_HEADER_LEN + get_be32(n->out + at + 16);
 	}
 	return ends;
@@ -89,21 +81,21 @@ static bool one_option(struct nego *n, const struct nego_option *o, const void *
 	n->out_n = 0;
 	next = nego_answer(n, o, data);
 	if (next == NEGO_CLOSE) {
-		MUST(n->out_n == 0 && n->trouble);
+		must(n->out_n == 0 && n->trouble);
 		return false;
 	}
 	if (o->code == NBD_OPT_EXPORT_NAME) {
-		MUST(next == NEGO_TRANSMIT && n->out_n == (n->no_zeroes ? 10 : 134));
+		must(next == NEGO_TRANSMIT && n->out_n == (n->no_zeroes ? 10 : 134));
 		return false;
 	}
 	while (next == NEGO_MORE) {
-		MUST(check_messages(n, o->code) == 0 && n->out_n > 0);
+		must(check_messages(n, o->code) == 0 && n->out_n > 0);
 		n->out_n = 0;
 		next = nego_more(n);
 	}
-	MUST(check_messages(n, o->code) == 1);
-	MUST((next == NEGO_TRANSMIT) == (n->chosen != NULL));
-	MUST(!n->has_meta || (n->is_structured && n->meta == n->chosen));
+	must(check_messages(n, o->code) == 1);
+	must((next == NEGO_TRANSMIT) == (n->chosen != NULL));
+	must(!n->has_meta || (n->is_structured && n->meta == n->chosen));
 	return next == NEGO_OPTION;
 }
 
@@ -136,7 +128,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			break;
 		/* An exact copy, so that a byte too far is seen. */
 		copy = malloc(o.len ? o.len : 1);
-		MUST(copy);
+		must(copy);
 		memcpy(copy, data + at, o.len);
 		at += o.len;
 		goes_on = one_option(&n, &o, copy);

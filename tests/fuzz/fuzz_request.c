@@ -6,21 +6,12 @@
  * A request that passes must be harmless: a known command and flags, a range inside the export, payload
  * bounded, nothing written on a read-only export.
  */
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
 #include "nbdrs/proto.h"
 
 enum { LIMITS_LEN = 12, BIT_META = 1, BIT_STRUCTURED = 2 };
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define MUST(condition)           \
-	do {                      \
-		if (!(condition)) \
-			abort();  \
-	} while (0)
 
 /* What nbd_request_check() promises for a request that it lets through, said another way. */
 static void check_passed(const struct nbd_request *r, const struct nbd_limits *lim)
@@ -29,20 +20,20 @@ static void check_passed(const struct nbd_request *r, const struct nbd_limits *l
 
 	if (r->type == NBD_CMD_DISC)
 		return;
-	MUST(r->type <= NBD_CMD_BLOCK_STATUS);
-	MUST(!(r->flags & ~(NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
+	must(r->type <= NBD_CMD_BLOCK_STATUS);
+	must(!(r->flags & ~(NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
 			    NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_FAST_ZERO)));
-	MUST(!(r->flags & NBD_CMD_FLAG_FUA) || (lim->tflags & NBD_FLAG_SEND_FUA));
+	must(!(r->flags & NBD_CMD_FLAG_FUA) || (lim->tflags & NBD_FLAG_SEND_FUA));
 	if (r->type == NBD_CMD_FLUSH)
 		return;
-	MUST(end <= lim->size);
-	MUST(r->off % lim->min_block == 0 && r->len % lim->min_block == 0);
+	must(end <= lim->size);
+	must(r->off % lim->min_block == 0 && r->len % lim->min_block == 0);
 	if (r->type == NBD_CMD_READ || r->type == NBD_CMD_WRITE)
-		MUST(r->len <= lim->max_payload);
+		must(r->len <= lim->max_payload);
 	if (r->type == NBD_CMD_WRITE || r->type == NBD_CMD_TRIM || r->type == NBD_CMD_WRITE_ZEROES)
-		MUST(!(lim->tflags & NBD_FLAG_READ_ONLY));
+		must(!(lim->tflags & NBD_FLAG_READ_ONLY));
 	if (r->type == NBD_CMD_BLOCK_STATUS)
-		MUST(r->len > 0 && lim->has_meta && lim->is_structured);
+		must(r->len > 0 && lim->has_meta && lim->is_structured);
 }
 
 static void one_request(const uint8_t *wire, const struct nbd_limits *lim)
@@ -52,21 +43,21 @@ static void one_request(const uint8_t *wire, const struct nbd_limits *lim)
 	enum nbd_error error;
 
 	if (!nbd_request_parse(wire, &r)) {
-		MUST(get_be32(wire) != NBD_REQUEST_MAGIC);
+		must(get_be32(wire) != NBD_REQUEST_MAGIC);
 		return;
 	}
 	nbd_request_build(again, &r);
-	MUST(memcmp(wire, again, sizeof(again)) == 0);
+	must(memcmp(wire, again, sizeof(again)) == 0);
 
 	error = nbd_request_check(&r, lim);
 	switch (error) {
 	case NBD_SUCCESS: check_passed(&r, lim); break;
-	case NBD_EPERM: MUST(lim->tflags & NBD_FLAG_READ_ONLY); break;
-	case NBD_ENOSPC: MUST(r.type == NBD_CMD_WRITE || r.type == NBD_CMD_WRITE_ZEROES); break;
+	case NBD_EPERM: must(lim->tflags & NBD_FLAG_READ_ONLY); break;
+	case NBD_ENOSPC: must(r.type == NBD_CMD_WRITE || r.type == NBD_CMD_WRITE_ZEROES); break;
 	case NBD_EOVERFLOW:
-		MUST(r.type == NBD_CMD_READ && (r.flags & NBD_CMD_FLAG_DF) && lim->is_structured);
+		must(r.type == NBD_CMD_READ && (r.flags & NBD_CMD_FLAG_DF) && lim->is_structured);
 		break;
-	default: MUST(error == NBD_EINVAL);
+	default: must(error == NBD_EINVAL);
 	}
 }
 

@@ -3,25 +3,17 @@
  * Targets of layer s3. Besides not crashing: an error says something; what is accepted has a
  * bucket, an endpoint that is accepted again as it is, keys in pairs, and no control characters.
  */
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/s3.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool is_true)
-{
-	if (!is_true)
-		abort();
-}
 
 static void check_clean(const char *text)
 {
 	for (; text && *text; text++)
-		check((unsigned char)*text >= 0x20 && *text != 0x7f);
+		must((unsigned char)*text >= 0x20 && *text != 0x7f);
 }
 
 static void check_host(const struct s3_url *u)
@@ -30,10 +22,10 @@ static void check_host(const struct s3_url *u)
 	char *scheme, *host;
 	struct err err;
 
-	check(text);
+	must(text);
 	(void)stpcpy(stpcpy(stpcpy(text, u->scheme), "://"), u->host);
-	check(s3_endpoint_parse(text, "here", &scheme, &host, &err) == 0);
-	check(strcmp(scheme, u->scheme) == 0 && strcmp(host, u->host) == 0);
+	must(s3_endpoint_parse(text, "here", &scheme, &host, &err) == 0);
+	must(strcmp(scheme, u->scheme) == 0 && strcmp(host, u->host) == 0);
 	free(scheme);
 	free(host);
 	(void)s3_wants_path_style(u->host);
@@ -44,9 +36,9 @@ static void check_encoding(const char *path)
 	size_t len = strlen(path), n;
 	_cleanup_free_ char *out = malloc(3 * len + 1);
 
-	check(out);
+	must(out);
 	n = s3_encode(path, len, true, out);
-	check(n == strlen(out) && n >= len && n <= 3 * len);
+	must(n == strlen(out) && n >= len && n <= 3 * len);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -55,16 +47,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct err err = { "" };
 	struct s3_url u;
 
-	check(text);
+	must(text);
 	memcpy(text, data, size);
 	text[size] = '\0';
 	if (s3_url_parse(text, &u, &err) != 0) {
-		check(strncmp(err.msg, "s3: ", 4) == 0);
+		must(strncmp(err.msg, "s3: ", 4) == 0);
 		return 0;
 	}
-	check(u.bucket && *u.bucket && u.path && strlen(u.path) <= S3_KEY_MAX);
-	check(!u.key == !u.secret && !(u.key && u.key_file) && !u.scheme == !u.host);
-	check(u.host || (!u.key && !u.key_file));
+	must(u.bucket && *u.bucket && u.path && strlen(u.path) <= S3_KEY_MAX);
+	must(!u.key == !u.secret && !(u.key && u.key_file) && !u.scheme == !u.host);
+	must(u.host || (!u.key && !u.key_file));
 	check_clean(u.key);
 	check_clean(u.secret);
 	check_clean(u.key_file);

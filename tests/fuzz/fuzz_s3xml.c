@@ -5,24 +5,16 @@
  * control characters.
  */
 #include <errno.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
 #include "nbdrs/s3.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool is_true)
-{
-	if (!is_true)
-		abort();
-}
 
 static void check_clean(const char *text)
 {
 	for (; *text; text++)
-		check((unsigned char)*text >= 0x20 && *text != 0x7f);
+		must((unsigned char)*text >= 0x20 && *text != 0x7f);
 }
 
 struct count {
@@ -33,7 +25,7 @@ static int on_key(void *arg, const char *key, uint64_t size)
 {
 	struct count *c = arg;
 
-	check(key != NULL);
+	must(key != NULL);
 	return ++c->n == c->stop_at ? -ECANCELED : 0;
 }
 
@@ -50,12 +42,12 @@ static bool check_list(const char *text, size_t len)
 	struct s3_page page;
 	int rc = s3_xml_list(text, len, &page, on_key, &all);
 
-	check(rc <= 0 && (rc == 0 || all.n <= page.keys));
+	must(rc <= 0 && (rc == 0 || all.n <= page.keys));
 	if (rc == 0)
-		check(all.n == page.keys && (!page.is_truncated || (page.token && *page.token)));
+		must(all.n == page.keys && (!page.is_truncated || (page.token && *page.token)));
 	free(page.token);
 	if (rc == 0 && all.n >= 2) {
-		check(s3_xml_list(text, len, &page, on_key, &some) == -ECANCELED && some.n == 2);
+		must(s3_xml_list(text, len, &page, on_key, &some) == -ECANCELED && some.n == 2);
 		free(page.token);
 	}
 	return rc == 0;
@@ -73,6 +65,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	check_clean(e.message);
 	check_clean(e.region);
 	meanings += e.code[0] != '\0';
-	check(meanings <= 1);
+	must(meanings <= 1);
 	return 0;
 }

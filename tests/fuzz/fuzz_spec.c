@@ -3,20 +3,12 @@
  * Chain texts. Besides not crashing: an error names a column, an accepted text has a canonical form that
  * is accepted again and is its own canonical form.
  */
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/spec.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool is_true)
-{
-	if (!is_true)
-		abort();
-}
 
 /* Tolerated: masks can make a canonical text longer than a text may be. */
 static void check_canonical(const struct spec *s)
@@ -25,12 +17,12 @@ static void check_canonical(const struct spec *s)
 	struct spec *again = NULL;
 	struct err err = { "" };
 
-	check(once);
+	must(once);
 	if (strlen(once) > SPEC_MAX_LEN)
 		return;
-	check(spec_parse(once, &again, &err) == 0);
+	must(spec_parse(once, &again, &err) == 0);
 	twice = spec_format(again);
-	check(twice && strcmp(once, twice) == 0);
+	must(twice && strcmp(once, twice) == 0);
 	spec_free(again);
 }
 
@@ -41,16 +33,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct err err = { "" };
 	int rc;
 
-	check(text);
+	must(text);
 	memcpy(text, data, size);
 	text[size] = '\0';
 	rc = spec_parse(text, &s, &err);
 	if (rc) {
-		check(!s && strncmp(err.msg, "column ", 7) == 0);
+		must(!s && strncmp(err.msg, "column ", 7) == 0);
 		return 0;
 	}
 	check_canonical(s);
-	check(spec_expand(&s, &err) == 0);
+	must(spec_expand(&s, &err) == 0);
 	check_canonical(s);
 	spec_free(s);
 	return 0;
