@@ -81,31 +81,38 @@ static void test_text(void **state)
 		const char *text;
 		int rc;
 		unsigned n;
-		uint64_t last;
+		uint64_t last, out;
 	} cases[] = {
-		{ "doubt 1\nend\n", 0, 0, 0 },
-		{ "doubt 1\n0\nend\n", 0, 1, 0 },
-		{ "doubt 1\n48\nother\nend\n", 0, 2, REGION_OTHERS },
-		{ "doubt 1\n18446744073709551600\nend\n", 0, 1, UINT64_C(1152921504606846975) },
-		{ "doubt 1\n112\nend\n", -ENOMEM, 1, 7 },
-		{ "", -EILSEQ, 0, 0 },
-		{ "doubt 2\nend\n", -EILSEQ, 0, 0 },
-		{ "doubt 1\n", -EILSEQ, 0, 0 },
-		{ "doubt 1\n16\n", -EILSEQ, 1, 1 },
-		{ "doubt 1\n16\nen", -EILSEQ, 1, 1 },
-		{ "doubt 1\n17\nend\n", -EILSEQ, 0, 0 },
-		{ "doubt 1\nx\nend\n", -EILSEQ, 0, 0 },
-		{ "doubt 1\n\nend\n", -EILSEQ, 0, 0 },
-		{ "doubt 1\nend\n16\n", -EILSEQ, 0, 0 },
-		{ "doubt 1\n184467440737095516000\nend\n", -EILSEQ, 0, 0 },
-		{ "doubt 1\n000000000000000000000000000000000016\nend\n", -EILSEQ, 0, 0 },
+		{ "doubt 1\nend\n", 0, 0, 0, 0 },
+		{ "doubt 1\n0\nend\n", 0, 1, 0, 0 },
+		{ "doubt 1\n48\nother\nend\n", 0, 2, REGION_OTHERS, 0 },
+		{ "doubt 1\n18446744073709551600\nend\n", 0, 1, UINT64_C(1152921504606846975), 0 },
+		{ "doubt 1\n112\nend\n", -ENOMEM, 1, 7, 0 },
+		{ "doubt 1\nout 2\nend\n", 0, 0, 0, 4 },
+		{ "doubt 1\nout 0\nout 63\n16\nend\n", 0, 1, 1, UINT64_C(0x8000000000000001) },
+		{ "doubt 1\nout 0\nout 0\nend\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\nout 64\nend\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\nout \nend\n", -EILSEQ, 0, 0, 0 },
+		{ "", -EILSEQ, 0, 0, 0 },
+		{ "doubt 2\nend\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\n16\n", -EILSEQ, 1, 1, 0 },
+		{ "doubt 1\n16\nen", -EILSEQ, 1, 1, 0 },
+		{ "doubt 1\n17\nend\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\nx\nend\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\n\nend\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\nend\n16\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\n184467440737095516000\nend\n", -EILSEQ, 0, 0, 0 },
+		{ "doubt 1\n000000000000000000000000000000000016\nend\n", -EILSEQ, 0, 0, 0 },
 	};
 
 	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
 		struct parsed p = { 0, 0 };
-		int rc = doubt_parse(cases[i].text, strlen(cases[i].text), add, &p);
+		uint64_t out = 0;
+		int rc = doubt_parse(cases[i].text, strlen(cases[i].text), add, &p, &out);
 
-		if (rc != cases[i].rc || p.n != cases[i].n || p.last != cases[i].last)
+		if (rc != cases[i].rc || p.n != cases[i].n || p.last != cases[i].last ||
+		    out != cases[i].out)
 			fail_msg("'%s': %s, %u regions, last %ju", cases[i].text, err_name(rc), p.n,
 				 (uintmax_t)p.last);
 	}
@@ -121,12 +128,13 @@ static void test_much_text(void **state)
 	assert_non_null(text);
 	for (unsigned more = 0; more < 2; more++) {
 		struct parsed p = { 0, 0 };
+		uint64_t out = 0;
 
 		at = (size_t)snprintf(text, LINE, "doubt 1\n");
 		for (unsigned i = 0; i < REGIONS_READ_MAX + more; i++)
 			at += (size_t)snprintf(text + at, LINE, "%u\n", (i + 8) * REGION_SHARDS);
 		at += (size_t)snprintf(text + at, LINE, "end\n");
-		assert_int_equal(doubt_parse(text, at, add, &p), more ? -EILSEQ : 0);
+		assert_int_equal(doubt_parse(text, at, add, &p, &out), more ? -EILSEQ : 0);
 		assert_int_equal(p.n, REGIONS_READ_MAX);
 	}
 }

@@ -17,14 +17,15 @@
  *
  * and a node is
  *
- *	not joined	could not be opened or listed: tried again every `recheck`. Whatever is changed meanwhile is
- *			stale there
+ *	not joined	could not be opened or listed, or is left out: tried again every `recheck`. Whatever is
+ *			changed meanwhile is stale there
  *	joined, away	failed lately: asked only where there is no other way, and every `recheck`
  *	joined		good
  *
  * Invariants: an object has always at least one good holder; of an answered change at least `quorum` holders were good
  * when it was answered, and each of them says durably who was not. So a volume opens with fewer than `quorum` nodes
- * away: of each answered change some node that knows is there. With more, it does not open.
+ * away: of each answered change some node that knows is there. With more, it opens only where all others have noted
+ * that they have everything (distributed_out.c).
  *
  * Promises.
  *	Write, put, zero, trim, delete: answered without error when `quorum` holders have it and the others are
@@ -180,18 +181,18 @@ static int dist_init(struct layer *l, struct err *err)
 	return 0;
 }
 
-/* Fewer than `quorum` nodes may be away: the rest knows all that was answered. */
+/* Fewer than `quorum` nodes may be away: the rest knows all that was answered. Or it knows that it has all of that. */
 static int check_joined(struct layer *l, struct err *err)
 {
 	const struct dist *d = l->self;
 	unsigned away = 0, first = 0;
 
 	for (unsigned i = l->kids_n; i-- > 0;)
-		if (!d->nodes[i].is_joined) {
+		if (d->nodes[i].error != 0) {
 			away++;
 			first = i;
 		}
-	if (away < d->quorum)
+	if (away < d->quorum || out_is_enough(d))
 		return 0;
 	return err_set(
 		err, d->nodes[first].error,
@@ -240,14 +241,17 @@ static CO_FN int dist_open(struct layer *l, struct err *err)
 	if (rc == 0)
 		rc = join_nodes(c);
 	if (rc != 0)
-		(void)err_set(err, rc, "layer distributed: the nodes can't be listed (%s)",
+		(void)err_set(err, rc, "layer distributed: the nodes can't be listed%s (%s)",
+			      rc == -EILSEQ ? ", or their objects \"" DOUBT_NAME
+					      "\" contradict each other about nodes left out"
+					    : "",
 			      err_name(rc));
 	else
 		rc = check_joined(l, err);
 	if (rc == 0) {
 		set_caps(l);
 		d->is_repairing = true;
-		d->has_work = d->marks_n > 0;
+		d->has_work = d->marks_n > 0 || d->doubt.out != 0;
 		rc = co_spawn(repair_fiber, c);
 		if (rc != 0)
 			(void)err_set(err, rc, "out of memory");

@@ -103,6 +103,7 @@ struct doubt_copy {
 	struct chan *c;         /* by this channel */
 	uint64_t has;           /* version */
 	uint64_t begun, failed; /* puts, counted; the last one that failed */
+	uint64_t named;         /* at open: nodes that are left out */
 };
 
 struct doubt {
@@ -112,6 +113,8 @@ struct doubt {
 
 	pthread_mutex_t lock; /* guards the rest; dist.lock may be taken inside it */
 	struct region *table;
+	_Atomic uint64_t out;      /* nodes that are left out; some node's record may name them */
+	_Atomic bool is_out_named; /* and the newest one does */
 	struct list idle;          /* those without changes, unused for longest first */
 	struct list *look;         /* the next one to look at for who has `room`; NULL = nobody */
 	uint64_t version;          /* of the table */
@@ -317,8 +320,22 @@ CO_FN int doubt_mark_all(struct chan *c);
 void doubt_joins(struct dist *d, unsigned node);
 /* Before the volume is removed: the record is, on all nodes. */
 CO_FN int doubt_end(struct chan *c);
-/* Calls `add` for each region; not 0 ends it. Pure. -EILSEQ: this is no record. */
-int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t region), void *arg);
+/* Nodes are not joined any more, and their records don't count. */
+void doubt_leaves(struct dist *d, uint64_t nodes);
+/* Calls `add` for each region; not 0 ends it. *out: nodes left out. Pure. -EILSEQ: this is no record. */
+int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t region), void *arg,
+		uint64_t *out);
+
+/* ---- nodes left out (distributed_out.c) ---- */
+
+/* At open, from the records of the nodes that are `there`. -EILSEQ: they contradict each other. */
+int out_find(struct dist *d, uint64_t there);
+/* At open: all but those left out have joined, so it may be without them. */
+bool out_is_enough(const struct dist *d);
+/* Leaves out nodes that are away where it is needed and may be. For the repair fiber. */
+CO_FN void out_review(struct chan *c);
+/* Before one of them joins, with call_one locked: none is left out any more, durably. */
+CO_FN int out_end(struct chan *c);
 
 /* ---- reading (distributed.c) ---- */
 

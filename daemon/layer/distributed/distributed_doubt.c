@@ -547,6 +547,7 @@ void doubt_joins(struct dist *d, unsigned node)
 
 	pthread_mutex_lock(&t->lock);
 	t->version = MAX(t->version, 1U);
+	t->copies[node].has = 0;
 	HASH_ITER(hh, t->table, g, next) {
 		g->needs_flush = t->flushes + 1;
 	}

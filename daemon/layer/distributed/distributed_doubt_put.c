@@ -5,6 +5,7 @@
  *	doubt 1
  *	48			the region that begins with shard 48
  *	other			what is no shard
+ *	out 2			a node that is left out (distributed_out.c)
  *	end
  *
  * None is the same as one that names nothing. Each state of the table is a version. Every node has at most one put
@@ -25,7 +26,10 @@ static const char first_line[] = "doubt 1\n", other_line[] = "other\n", last_lin
 
 /* No table has more regions than REGIONS_READ_MAX, so what is written can be read. */
 enum { LINE_MAX_LEN = 22 };
-enum { RECORD_SIZE_MAX = sizeof(first_line) + REGIONS_READ_MAX * LINE_MAX_LEN + sizeof(last_line) };
+enum {
+	RECORD_SIZE_MAX = sizeof(first_line) + (REGIONS_READ_MAX + NODES_MAX) * LINE_MAX_LEN +
+			  sizeof(last_line)
+};
 
 /* ---- text ---- */
 
@@ -41,13 +45,18 @@ struct doubt_text {
 /* NULL: out of memory. With the lock held. */
 static struct doubt_text *text_make(const struct doubt *t)
 {
-	size_t room = sizeof(first_line) + t->n * (size_t)LINE_MAX_LEN + sizeof(last_line), at = 0;
+	size_t room = sizeof(first_line) + (t->n + (size_t)NODES_MAX) * LINE_MAX_LEN +
+		      sizeof(last_line);
+	size_t at = 0;
 	struct doubt_text *x = malloc(sizeof(*x) + room);
 	struct region *g, *next;
 
 	if (x == NULL)
 		return NULL;
 	at += (size_t)snprintf(x->text, room, "%s", first_line);
+	for (unsigned i = 0; i < NODES_MAX && t->is_out_named; i++)
+		if (t->out & bit(i))
+			at += (size_t)snprintf(x->text + at, room - at, "out %u\n", i);
 	HASH_ITER(hh, t->table, g, next) {
 		if (g->n == REGION_OTHERS)
 			at += (size_t)snprintf(x->text + at, room - at, "%s", other_line);
@@ -58,7 +67,7 @@ static struct doubt_text *text_make(const struct doubt *t)
 	at += (size_t)snprintf(x->text + at, room - at, "%s", last_line);
 	x->users = 0;
 	x->version = t->version;
-	x->is_empty = t->n == 0;
+	x->is_empty = t->n == 0 && t->out == 0; /* a delete would not be durable */
 	x->len = at;
 	return x;
 }
@@ -83,10 +92,23 @@ static struct doubt_text *text_get(struct doubt *t)
 	return t->text;
 }
 
-int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t region), void *arg)
+/* "out N", each once. */
+static int parse_out(const char *line, uint64_t *out)
+{
+	uint64_t node;
+
+	if (parse_u64(line, &node) != 0 || node >= NODES_MAX || *out & bit((unsigned)node))
+		return -EILSEQ;
+	*out |= bit((unsigned)node);
+	return 0;
+}
+
+int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t region), void *arg,
+		uint64_t *out)
 {
 	const char *at = text, *end = text + len;
 	size_t first = sizeof(first_line) - 1;
+	uint64_t left_out = 0;
 	unsigned n = 0;
 
 	if (len < first || memcmp(at, first_line, first) != 0)
@@ -103,10 +125,19 @@ int doubt_parse(const char *text, size_t len, int (*add)(void *arg, uint64_t reg
 		memcpy(line, at, (size_t)(eol + 1 - at));
 		line[eol + 1 - at] = '\0';
 		at = eol + 1;
-		if (strcmp(line, last_line) == 0)
-			return at == end ? 0 : -EILSEQ;
+		if (strcmp(line, last_line) == 0) {
+			if (at != end)
+				return -EILSEQ;
+			*out = left_out;
+			return 0;
+		}
 		if (strcmp(line, other_line) != 0) {
 			line[strlen(line) - 1] = '\0';
+			if (strncmp(line, "out ", 4) == 0) {
+				if (parse_out(line + 4, &left_out) != 0)
+					return -EILSEQ;
+				continue;
+			}
 			if (parse_u64(line, &shard) != 0 || shard % REGION_SHARDS != 0)
 				return -EILSEQ;
 			region = shard / REGION_SHARDS;
@@ -147,7 +178,7 @@ int doubt_read(struct chan *c, unsigned node)
 	iov = iov_one(&v, text, st.size);
 	rc = ch_read(kid, (struct ext){ &obj, 0, st.size }, &iov, 0);
 	if (rc == 0)
-		rc = doubt_parse(text, st.size, add_region, d);
+		rc = doubt_parse(text, st.size, add_region, d, &d->doubt.copies[node].named);
 	free(text);
 	return rc;
 }
@@ -169,7 +200,7 @@ static CO_FN int put_text(struct chan *c, unsigned node, struct doubt_text *x)
 	return rc;
 }
 
-/* The newest version that `quorum` nodes have. With the lock held. */
+/* The newest version that `quorum` nodes that have joined have. With the lock held. */
 static void find_durable(struct dist *d)
 {
 	struct doubt *t = &d->doubt;
@@ -178,10 +209,24 @@ static void find_durable(struct dist *d)
 		unsigned n = 0;
 
 		for (unsigned k = 0; k < d->placing->nodes; k++)
-			n += t->copies[k].has >= t->copies[i].has;
+			n += d->nodes[k].is_joined && t->copies[k].has >= t->copies[i].has;
 		if (n >= d->quorum && t->copies[i].has > t->durable)
 			t->durable = t->copies[i].has;
 	}
+}
+
+void doubt_leaves(struct dist *d, uint64_t nodes)
+{
+	struct doubt *t = &d->doubt;
+
+	pthread_mutex_lock(&t->lock);
+	for (unsigned i = 0; i < d->placing->nodes; i++)
+		if (nodes & bit(i))
+			d->nodes[i].is_joined = false;
+	t->durable = 0;
+	find_durable(d);
+	co_wq_wake_all(&t->wq);
+	pthread_mutex_unlock(&t->lock);
 }
 
 /* Until the node has the newest version, or fails. is_busy was set by who started it. */
@@ -259,13 +304,15 @@ static struct outlook look_ahead(const struct dist *d, uint64_t version,
 	for (unsigned i = 0; i < d->placing->nodes; i++) {
 		const struct doubt_copy *k = &d->doubt.copies[i];
 
+		if (!d->nodes[i].is_joined)
+			continue;
 		if (k->has >= version)
 			o.have |= bit(i);
 		else if (k->failed > since[i])
 			continue; /* though somebody else may be trying again, and again */
 		else if (k->is_busy)
 			o.coming |= bit(i);
-		else if (d->nodes[i].is_joined)
+		else
 			o.free |= bit(i);
 	}
 	return o;

@@ -7,8 +7,8 @@
  * has itself put a newer record, which only good ones do. So one holder always stays good.
  *
  * A node that comes later may have records of changes that nobody else knows. They were never answered without error
- * (fewer than `quorum` nodes may be away at open), and meanwhile others have been read and written: such a record is
- * turned round, the newcomer is the stale one.
+ * (fewer than `quorum` nodes may be away at open, or they are left out: distributed_out.c), and meanwhile others have
+ * been read and written: such a record is turned round, the newcomer is the stale one.
  *
  * What was in doubt when the volume was open last (distributed_doubt.c) is unsettled, unless a record says who is
  * stale. A node that comes later has nothing to say about that: others know of all that was begun.
@@ -240,13 +240,23 @@ int join_nodes(struct chan *c)
 {
 	struct dist *d = c->layer->self;
 	struct book b = { .d = d };
-	uint64_t joined = 0;
+	uint64_t there = 0, joined = 0;
 	int rc = 0;
 
 	for (unsigned i = 0; i < d->placing->nodes && rc != -ENOMEM; i++) {
-		rc = read_records(c, i, &b);
+		d->nodes[i].error = rc = doubt_read(c, i);
+		there |= rc == 0 ? bit(i) : 0;
+	}
+	if (rc != -ENOMEM)
+		rc = out_find(d, there);
+	if (rc == -ENOMEM || rc == -EILSEQ)
+		return rc;
+	for (unsigned i = 0; i < d->placing->nodes && rc != -ENOMEM; i++) {
+		rc = d->nodes[i].error;
+		if (rc == 0 && d->doubt.out & bit(i))
+			continue; /* comes late */
 		if (rc == 0)
-			rc = doubt_read(c, i);
+			rc = read_records(c, i, &b);
 		if (rc == -ENXIO && c->layer->kids[i]->open_error != 0)
 			rc = c->layer->kids[i]->open_error; /* logged already */
 		else if (rc != 0)
@@ -312,6 +322,8 @@ int join_late(struct chan *c, unsigned node)
 	for (size_t i = 0; i < b.n && rc == 0; i++)
 		rc = turn_round(d, &b.v[i]);
 	book_free(&b);
+	if (rc == 0)
+		rc = out_end(c);
 	if (rc != 0)
 		return rc;
 	co_mutex_lock(&d->flush_one);

@@ -493,7 +493,8 @@ int settle(struct chan *c, const char *name, const struct place *at, uint64_t tr
 	v = mark_view(d, name);
 	if (v.stale & holders_up(d, at))
 		wake_repair(d); /* else when its node is back: not by each write meanwhile */
-	if (count(ok & ~v.stale) >= quorum_of(d, at))
+	/* Who left meanwhile does not count (distributed_out.c). */
+	if (count(ok & ~v.stale & holders_joined(d, at)) >= quorum_of(d, at))
 		return 0;
 	return rc != 0 ? rc : holders_error(d, at, v.stale);
 }

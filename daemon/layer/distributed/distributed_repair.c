@@ -287,6 +287,7 @@ void repair_fiber(void *arg)
 		call_nodes(c);
 		if (!c->layer->want_ro) {
 			repair_all(c);
+			out_review(c);
 			doubt_clean(c, d->clean);
 		}
 	}
