@@ -195,6 +195,9 @@ int journal_empty(struct journal *j, int (*flush)(void *arg), void *arg)
 		return rc;
 	}
 	j->is_writing = true; /* who appends waits for some milliseconds */
+	/* After a failure the head may be a spare one on the disk: it takes no more records. */
+	if (j->used_n)
+		j->head_at = journal_head(j)->room;
 	while (!rc && j->used_n) {
 		pthread_mutex_unlock(&j->lock);
 		rc = free_oldest(j);
