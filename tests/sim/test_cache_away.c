@@ -195,6 +195,36 @@ static CO_FN int away_readonly(void *model)
 	return check(&w) ? -1 : come_back(&w);
 }
 
+/* All is sent, and then it takes no flush: that ends with one it takes, though nothing is sent. */
+static CO_FN int flush_away(void *model)
+{
+	struct world w = { 0 };
+
+	if (enter(&w, CACHE(",away=readonly,after=30s") "fault[ops=flush,count=20,error=ETIMEDOUT]:" DISK))
+		return -1;
+	SIM_EXPECT(write_next(&w) == 0);
+	co_sleep(60 * NS_PER_S);
+	SIM_EXPECT(write_next(&w) == -EROFS && ch_flush(w.c) == -ETIMEDOUT);
+	co_sleep(60 * NS_PER_S);
+	SIM_EXPECT(write_next(&w) == 0 && ch_flush(w.c) == 0, "it is back");
+	return check(&w) ? -1 : come_back(&w);
+}
+
+/* The journal's own disk is not the store: what fails there is no reason to refuse anything. */
+static CO_FN int not_cleared(void *model)
+{
+	struct world w = { 0 };
+
+	if (enter(&w, CACHE(",away=readonly,after=30s") DISK))
+		return -1;
+	SIM_EXPECT(write_next(&w) == 0 && ch_flush(w.c) == 0);
+	sim_fail(SIM_SYNC, "journal-000001", 0, 20, -EIO);
+	co_sleep(60 * NS_PER_S);
+	SIM_EXPECT(ch_flush(w.c) == 0 && write_next(&w) == 0);
+	co_sleep(60 * NS_PER_S);
+	return check(&w) ? -1 : come_back(&w);
+}
+
 /* It says no, not "later": each flush says so until the data is there. */
 static CO_FN int refused(void *model)
 {
@@ -335,7 +365,7 @@ static CO_FN int not_emptied(void *model)
 		return -1;
 	SIM_EXPECT(write_with(&w, IO_FUA) == 0);
 	sim_fail(SIM_SYNC, "journal-000001", 0, 1, -EIO);
-	co_sleep(NS_PER_S + NS_PER_S / 20); /* it is tried again a tenth of a second later */
+	co_sleep(NS_PER_S + NS_PER_S / 20); /* it is tried again a second later */
 	sim_remote_fails(-ETIMEDOUT, 1000000, NEVER);
 	SIM_EXPECT(write_with(&w, IO_FUA) == 0);
 	*written = w.written;
@@ -352,15 +382,37 @@ static CO_FN int nothing_is_lost(void *model)
 	return check(&w) ? -1 : come_back(&w);
 }
 
+/* A journal of which nothing can be given back gets full, and then writes fail. They do not wait. */
+static CO_FN int never_cleared(void *model)
+{
+	struct world w = { 0 };
+
+	if (enter(&w, CACHE("") DISK))
+		return -1;
+	for (unsigned i = 1; i <= 8; i++) {
+		char name[16];
+
+		(void)snprintf(name, sizeof(name), "-00000%u", i);
+		sim_fail(SIM_WRITE, name, 64, 1U << 30, -EIO);
+	}
+	fill_up(&w);
+	SIM_EXPECT(w.rc == -EIO && w.written > 300, "%d after %" PRIu64, w.rc, w.written);
+	SIM_EXPECT(ch_flush(w.c) == 0, "what was answered is safe");
+	return leave(&w);
+}
+
 static const struct sim_case cases[] = {
 	{ .name = "away-wait", .scenario = away_wait, .seeds = 5 },
 	{ .name = "away-error", .scenario = away_error, .seeds = 5 },
 	{ .name = "away-readonly", .scenario = away_readonly, .seeds = 5 },
+	{ .name = "flush-away", .scenario = flush_away, .seeds = 5 },
+	{ .name = "not-cleared", .scenario = not_cleared, .seeds = 5 },
 	{ .name = "refused", .scenario = refused, .seeds = 5 },
 	{ .name = "memory-away", .scenario = in_memory_back, .seeds = 5 },
 	{ .name = "slow-store", .scenario = slow_store, .seeds = 3 },
 	{ .name = "whose-journal", .scenario = whose_journal, .seeds = 3 },
 	{ .name = "odd-heads", .scenario = odd_heads, .seeds = 3 },
+	{ .name = "never-cleared", .scenario = never_cleared, .seeds = 5 },
 	{ .name = "not-emptied",
 	  .scenario = not_emptied,
 	  .recover = nothing_is_lost,

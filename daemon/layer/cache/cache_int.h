@@ -57,13 +57,14 @@ struct back {
 	/* Under dirty.lock. */
 	bool is_stopping, has_keeper, is_freeing;
 	uint64_t retry_at;  /* ns: failed ones are not tried before */
+	uint64_t free_at;   /* ns: nor are segments given back before this */
 	uint64_t bad_since; /* ns: the first failure since the last success, 0 = all is well */
 	int error;          /* the last one; 0 after a success */
 	unsigned failed_in_row;
 	uint64_t sends, sent_bytes, failures;
 	uint64_t second, this_second, last_second; /* bytes sent in them */
 	uint64_t pace_until; /* ns: writers that are slowed have their turns up to here */
-	struct log_gate gate;
+	struct log_gate gate, journal_gate;
 };
 
 /* --- cache_through.c: to the layer below, past the journal ------------------------------------ */
@@ -111,6 +112,10 @@ enum { FILL_SLOW = 700000, FILL_ALL = 1000000 };
 uint64_t back_fill(struct back *b);
 /* Something was sent, or not. */
 void back_account(struct back *b, const char *what, uint64_t bytes, int rc);
+/* The layer below was flushed, or not. */
+void back_account_flush(struct back *b, int rc);
+/* The journal's own files failed when they were to be given back. */
+void back_account_journal(struct back *b, int rc);
 /* Slows a writer of so many bytes down, or refuses it. */
 CO_FN int back_throttle(struct back *b, uint64_t len);
 /* Of struct journal_conf. */

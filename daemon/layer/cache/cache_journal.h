@@ -118,8 +118,8 @@ struct journal {
 	bool is_syncing;
 	struct co_wq sync_wq;
 	struct co_wq room_wq; /* where the writer waits for a segment */
-	bool wants_room;
 	_Atomic int error; /* of a sync: it stays */
+	int free_error;    /* of the last segment that was to be given back; 0 after a success */
 	struct iovec iovs[JOURNAL_IOVS];
 };
 

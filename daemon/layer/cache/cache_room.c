@@ -38,11 +38,10 @@ static CO_FN int wait_for_room(struct journal *j)
 	int rc = j->conf.want_room(j->conf.arg);
 
 	pthread_mutex_lock(&j->lock);
-	if (!rc && list_empty(&j->spare)) {
-		j->wants_room = true;
+	if (!rc && list_empty(&j->spare))
+		rc = j->error ? j->error : j->free_error;
+	if (!rc && list_empty(&j->spare))
 		(void)co_wq_wait_for(&j->room_wq, &j->lock, ROOM_NS); /* looks anew either way */
-		j->wants_room = false;
-	}
 	pthread_mutex_unlock(&j->lock);
 	return rc;
 }
@@ -129,9 +128,12 @@ static CO_FN int free_oldest(struct journal *j)
 	seg = list_entry(j->used.next, struct segment, node);
 	pthread_mutex_unlock(&j->lock);
 	rc = segment_clear(seg);
-	if (rc)
-		return rc;
 	pthread_mutex_lock(&j->lock);
+	j->free_error = rc;
+	if (rc) {
+		pthread_mutex_unlock(&j->lock);
+		return rc;
+	}
 	list_del(&seg->node);
 	j->used_n--;
 	keep = seg->room == j->segment_size && j->used_n + j->spare_n < j->max_n;

@@ -28,21 +28,44 @@ static uint64_t age_now(struct back *b)
 	return fill >= FILL_SLOW ? 0 : b->c->lag_ns / FILL_SLOW * (FILL_SLOW - fill);
 }
 
+/* Segments on their way back. */
+struct giving {
+	struct back *b;
+	int flush_rc; /* what the layer below said; all other errors are the journal's own */
+};
+
 static CO_FN int flush_below(void *arg)
 {
-	struct back *b = arg;
+	struct giving *g = arg;
+	struct chan *below = g->b->chan->kids[0];
 
-	return b->chan->kids[0]->layer->caps & CAN_FLUSH ? ch_flush(b->chan->kids[0]) : 0;
+	if (!(below->layer->caps & CAN_FLUSH))
+		return 0;
+	g->flush_rc = ch_flush(below);
+	back_account_flush(g->b, g->flush_rc);
+	return g->flush_rc;
 }
 
-/* Segments, the oldest or all. */
+/* Segments: the oldest, or all when nothing needs them. */
 static CO_FN void give_back(struct back *b, bool all)
 {
-	const int rc = all ? journal_empty(&b->journal, flush_below, b)
-			   : journal_free_segments(&b->journal, false, flush_below, b);
+	struct giving g = { b, 0 };
+	const int rc = all ? journal_empty(&b->journal, flush_below, &g)
+			   : journal_free_segments(&b->journal, false, flush_below, &g);
 
-	if (rc)
-		back_account(b, "(flush)", 0, rc);
+	if (rc && !g.flush_rc)
+		back_account_journal(b, rc);
+}
+
+/* The end: all of them, the head too. What the layer below says. */
+static CO_FN int give_all_back(struct back *b)
+{
+	struct giving g = { b, 0 };
+	const int rc = journal_free_segments(&b->journal, true, flush_below, &g);
+
+	if (rc && !g.flush_rc)
+		back_account_journal(b, rc);
+	return g.flush_rc;
 }
 
 static CO_FN void send_one(struct back *b, struct unit *u)
@@ -69,7 +92,8 @@ static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
 {
 	struct dirty *d = &b->dirty;
 	uint64_t idle = UINT64_MAX;
-	const bool may_retry = b->retry_at <= now_ns(), may_free = may_retry && !b->is_freeing;
+	const uint64_t free_at = MAX(b->retry_at, b->free_at);
+	const bool is_due = free_at <= now_ns(), may_free = is_due && !b->is_freeing;
 	const bool all = may_free && journal_is_idle(&b->journal, b->c->lag_ns + IDLE_NS, &idle);
 	struct unit *u;
 
@@ -83,7 +107,7 @@ static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
 		return true;
 	}
 	u = dirty_next(d, age, b->retry_at, due);
-	*due = MIN(*due, may_retry ? idle : b->retry_at);
+	*due = MIN(*due, is_due ? idle : free_at);
 	if (!u)
 		return false;
 	co_wq_wake_one(&d->work);
@@ -281,7 +305,7 @@ static CO_FN int stop(void *arg)
 	pthread_mutex_unlock(&b->dirty.lock);
 	co_group_wait(&b->workers); /* one of them may be giving segments back */
 	if (!rc)
-		rc = journal_free_segments(&b->journal, true, flush_below, b);
+		rc = give_all_back(b);
 	layer_chan_close(b->chan);
 	return rc;
 }
