@@ -261,6 +261,22 @@ static CO_FN int in_memory_back(void *model)
 	return check_store(&w) ? -1 : come_back(&w);
 }
 
+/* What is due first is sent first, also when a worker sleeps until something later. */
+static CO_FN int in_time(void *model)
+{
+	struct world w = { 0 };
+	char byte = 0;
+
+	if (enter(&w, "cache[disk=/disk/c,size=2Mi,mode=writeback,lag=100ms]:" DISK))
+		return -1;
+	SIM_EXPECT(write_next(&w) == 0);
+	co_sleep(NS_PER_S / 2); /* sent; one sleeps until the journal can be emptied */
+	SIM_EXPECT(write_next(&w) == 0);
+	co_sleep(NS_PER_S / 5);
+	SIM_EXPECT(sim_remote_read("", "disk", &byte, 1, BLOCK) == 1 && byte == 2, "%d", byte);
+	return come_back(&w);
+}
+
 /* A store that takes 4 MiB/s: writers come down to that, none waits for long. */
 static CO_FN int slow_store(void *model)
 {
@@ -409,6 +425,7 @@ static const struct sim_case cases[] = {
 	{ .name = "not-cleared", .scenario = not_cleared, .seeds = 5 },
 	{ .name = "refused", .scenario = refused, .seeds = 5 },
 	{ .name = "memory-away", .scenario = in_memory_back, .seeds = 5 },
+	{ .name = "in-time", .scenario = in_time, .seeds = 5 },
 	{ .name = "slow-store", .scenario = slow_store, .seeds = 3 },
 	{ .name = "whose-journal", .scenario = whose_journal, .seeds = 3 },
 	{ .name = "odd-heads", .scenario = odd_heads, .seeds = 3 },

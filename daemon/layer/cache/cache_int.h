@@ -55,7 +55,8 @@ struct back {
 	struct co_group workers;
 
 	/* Under dirty.lock. */
-	bool is_stopping, has_keeper, is_freeing;
+	bool is_stopping, is_freeing;
+	uint64_t keeper_due; /* ns: when the keeper wakes up; UINT64_MAX = there is none */
 	uint64_t retry_at;  /* ns: failed ones are not tried before */
 	uint64_t free_at;   /* ns: nor are segments given back before this */
 	uint64_t bad_since; /* ns: the first failure since the last success, 0 = all is well */

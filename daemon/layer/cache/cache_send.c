@@ -2,8 +2,9 @@
 /*
  * Sending in the background. `uploads` fibers on the reactor that opened the layer take units as
  * they are due: one that somebody waits for at once, others when they are `lag` old, sooner the
- * fuller the journal is. One of the fibers, the keeper, sleeps until something is due; whoever
- * takes work wakes another one first. Between units one of them gives segments back.
+ * fuller the journal is. One of the fibers, the keeper, sleeps until something is due; who knows of
+ * something that is due earlier takes its place. Whoever takes work wakes another one first. Between
+ * units one of them gives segments back.
  */
 #include <assert.h>
 #include <errno.h>
@@ -117,6 +118,24 @@ static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
 	return true;
 }
 
+/* Until there may be something to do. With dirty.lock held, but not meanwhile. */
+static CO_FN void wait_for_work(struct back *b, uint64_t due)
+{
+	struct dirty *d = &b->dirty;
+	const uint64_t now = now_ns();
+
+	if (due <= now)
+		return;
+	if (due >= b->keeper_due) {
+		co_wq_wait(&d->work, &d->lock);
+		return;
+	}
+	b->keeper_due = due; /* who was the keeper wakes up later, which does no harm */
+	(void)co_wq_wait_for(&d->work, &d->lock, due - now); /* looks anew either way */
+	if (b->keeper_due == due)
+		b->keeper_due = UINT64_MAX;
+}
+
 static CO_FN void worker(void *arg)
 {
 	struct back *b = arg;
@@ -124,19 +143,10 @@ static CO_FN void worker(void *arg)
 
 	pthread_mutex_lock(&d->lock);
 	while (!b->is_stopping) {
-		uint64_t due, now;
+		uint64_t due;
 
-		if (work_once(b, age_now(b), &due))
-			continue;
-		now = now_ns();
-		if (b->has_keeper || due == UINT64_MAX) {
-			co_wq_wait(&d->work, &d->lock);
-		} else if (due > now) {
-			b->has_keeper = true;
-			(void)co_wq_wait_for(&d->work, &d->lock,
-					     due - now); /* looks anew either way */
-			b->has_keeper = false;
-		}
+		if (!work_once(b, age_now(b), &due))
+			wait_for_work(b, due);
 	}
 	co_wq_wake_one(&d->work); /* the next one ends too */
 	pthread_mutex_unlock(&d->lock);
@@ -242,6 +252,7 @@ static CO_FN int start(struct back *b, struct err *err)
 		return err_set(err, rc, "layer cache: no channel to the layer below: %s",
 			       err_name(rc));
 	b->home = reactor_self();
+	b->keeper_due = UINT64_MAX;
 	for (uint64_t i = 0; i < b->c->uploads; i++)
 		co_group_spawn(&b->workers, worker, b);
 	return 0;
