@@ -339,6 +339,74 @@ static CO_FN int whose_journal(void *model)
 	return check(&w) ? -1 : come_back(&w);
 }
 
+#define OTHER "sharded:remote[name=x]"
+
+static CO_FN int create(const char *text)
+{
+	struct spec *spec = NULL;
+	struct chain *chain = NULL;
+	struct err err = { "" };
+	int rc = spec_parse(text, &spec, &err);
+
+	if (rc == 0)
+		rc = chain_build(spec, "disk0", false, &chain, &err);
+	if (rc == 0)
+		rc = chain_create(chain, (uint64_t)BLOCKS * BLOCK, false, &err);
+	chain_free(chain);
+	spec_free(spec);
+	SIM_EXPECT(rc == 0, "%s", err.msg);
+	return 0;
+}
+
+static CO_FN int destroy(const char *text, const char *name, struct err *err)
+{
+	struct spec *spec = NULL;
+	struct chain *chain = NULL;
+	int rc = spec_parse(text, &spec, err);
+
+	if (rc == 0)
+		rc = chain_build(spec, name, false, &chain, err);
+	if (rc == 0)
+		rc = chain_destroy(chain, err);
+	chain_free(chain);
+	spec_free(spec);
+	return rc;
+}
+
+/* A volume is removed with its own journal. With another's folder it is not, and all is as it was. */
+static CO_FN int whose_journal_goes(void *model)
+{
+	const char *other = CACHE("") OTHER;
+	struct world w = { 0 }, o = { 0 };
+	struct err err = { "" };
+
+	if (create(OTHER) || leave_some(&w))
+		return -1;
+	SIM_EXPECT(destroy(other, NULL, &err) == -EBUSY &&
+			   strstr(err.msg, "unsaved data of another volume, remote (disk0)"),
+		   "%s", err.msg);
+	if (enter(&o, OTHER)) /* is still there */
+		return -1;
+	SIM_EXPECT(leave(&o) == 0);
+	if (enter(&w, CACHE("") DISK) || check(&w) || come_back(&w))
+		return -1;
+	/* With an export's name or without one, its own goes. */
+	for (unsigned i = 0; i < 2; i++) {
+		if (enter(&o, other))
+			return -1;
+		SIM_EXPECT(write_next(&o) == 0);
+		sim_remote_fails(-EACCES, 1000000, NEVER);
+		SIM_EXPECT(leave(&o) == 0);
+		sim_remote_fails(-EACCES, 0, 0);
+		SIM_EXPECT(destroy(other, "disk1", &err) == -EBUSY);
+		SIM_EXPECT(destroy(other, i ? "disk0" : NULL, &err) == 0, "%s", err.msg);
+		SIM_EXPECT(io_openat(AT_FDCWD, "/disk/c", O_RDONLY | O_DIRECTORY, 0) == -ENOENT);
+		if (create(OTHER))
+			return -1;
+	}
+	return 0;
+}
+
 /* Writes the byte into both heads of a file of the journal. */
 static CO_FN int patch(uint64_t at, uint8_t byte)
 {
@@ -428,6 +496,7 @@ static const struct sim_case cases[] = {
 	{ .name = "in-time", .scenario = in_time, .seeds = 5 },
 	{ .name = "slow-store", .scenario = slow_store, .seeds = 3 },
 	{ .name = "whose-journal", .scenario = whose_journal, .seeds = 3 },
+	{ .name = "whose-journal-goes", .scenario = whose_journal_goes, .seeds = 3 },
 	{ .name = "odd-heads", .scenario = odd_heads, .seeds = 3 },
 	{ .name = "never-cleared", .scenario = never_cleared, .seeds = 5 },
 	{ .name = "not-emptied",

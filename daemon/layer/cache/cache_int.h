@@ -99,6 +99,8 @@ CO_FN int back_append(struct back *b, struct record *r);
 
 /* Opens journal and index and starts sending. */
 CO_FN int back_open(struct layer *l, struct err *err);
+/* Whose journal it is; the caller frees it. NULL = no memory. */
+char *back_volume(const struct layer *l);
 /* Sends what there is, once, and ends. */
 CO_FN void back_close(struct layer *l);
 /* Everything that was answered is below; its flush is the caller's. */

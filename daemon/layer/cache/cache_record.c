@@ -144,6 +144,14 @@ bool segment_head_is_of(const struct segment_head *h, const char *volume)
 	       strncmp(h->volume, volume, VOLUME_LEN) == 0;
 }
 
+bool segment_head_is_of_export(const struct segment_head *h, const char *volume)
+{
+	const size_t len = strlen(volume);
+
+	return len < VOLUME_LEN && strncmp(h->volume, volume, len) == 0 &&
+	       strncmp(h->volume + len, " (", 2) == 0;
+}
+
 /* --- Records ---------------------------------------------------------------------------------- */
 
 /* Of the head without its sum, the name behind it, and the salt. */

@@ -104,19 +104,6 @@ bool journal_can_free(struct journal *j)
 	return can;
 }
 
-/* A file of a size that is not ours any more. */
-static CO_FN void remove_segment(struct journal *j, struct segment *seg)
-{
-	char name[32];
-
-	if (seg->fd >= 0) {
-		segment_name(seg->file, name, sizeof(name));
-		(void)io_unlinkat(j->dir_fd, name, 0); /* stays, then: it is cleared */
-		(void)io_close(seg->fd);
-	}
-	segment_free(seg);
-}
-
 /* The oldest. */
 static CO_FN int free_oldest(struct journal *j)
 {
@@ -143,8 +130,8 @@ static CO_FN int free_oldest(struct journal *j)
 		co_wq_wake_all(&j->room_wq);
 	}
 	pthread_mutex_unlock(&j->lock);
-	if (!keep)
-		remove_segment(j, seg);
+	if (!keep) /* its size is not ours any more */
+		(void)segment_remove(j, seg); /* stays, then: it is cleared */
 	return 0;
 }
 

@@ -214,7 +214,7 @@ static int print_place(FILE *f, const struct spec *s)
 	return 0;
 }
 
-static char *volume_text(const struct layer *l)
+char *back_volume(const struct layer *l)
 {
 	const struct cache *c = l->self;
 	char *text = NULL;
@@ -281,7 +281,7 @@ int back_open(struct layer *l, struct err *err)
 	b->is_ro = l->want_ro || !(l->kids[0]->caps & CAN_WRITE);
 	b->is_whole = l->is_keyed && !(l->kids[0]->caps & CAN_PARTIAL);
 	rangelock_init(&b->objects);
-	b->volume = volume_text(l);
+	b->volume = back_volume(l);
 	rc = b->volume ? dirty_init(&b->dirty, l->is_keyed) : -ENOMEM;
 	if (rc) {
 		free_back(b);
