@@ -66,9 +66,13 @@ static CO_FN int make_file(struct journal *j, struct segment *seg)
 	char name[32];
 	int rc;
 
-	seg->file = ++j->last_file;
+	if (j->last_file >= FILES_MAX)
+		return -ENOSPC; /* replay looks at no more */
+	seg->file = j->last_file + 1;
 	segment_name(seg->file, name, sizeof(name));
 	seg->fd = io_openat(j->dir_fd, name, O_RDWR | O_CREAT | O_EXCL, 0600);
+	if (seg->fd >= 0 || seg->fd == -EEXIST)
+		j->last_file = seg->file;
 	if (seg->fd < 0)
 		return seg->fd;
 	/* Held for as long as the kernel writes to it: see journal_replay(). Not every file system has locks. */
