@@ -466,6 +466,68 @@ static CO_FN int nothing_is_lost(void *model)
 	return check(&w) ? -1 : come_back(&w);
 }
 
+static CO_FN bool is_there(const char *path)
+{
+	const int fd = io_openat(AT_FDCWD, path, O_RDONLY, 0);
+
+	if (fd >= 0)
+		(void)io_close(fd);
+	return fd >= 0;
+}
+
+/* Tries to make a file that fail use no numbers up. */
+static CO_FN int numbers(void *model)
+{
+	struct world w = { 0 };
+	unsigned failed = 0;
+
+	if (enter(&w, CACHE("") DISK))
+		return -1;
+	sim_remote_fails(-ETIMEDOUT, 1000000, NEVER);
+	sim_fail(SIM_OPEN, "", 0, 30, -EMFILE);
+	while (w.written < 200)
+		SIM_EXPECT(write_next(&w) == 0 || ++failed <= 30);
+	sim_remote_fails(-ETIMEDOUT, 0, 0);
+	SIM_EXPECT(failed == 30 && is_there("/disk/c/journal-000004"));
+	SIM_EXPECT(!is_there("/disk/c/journal-000006"));
+	return check(&w) ? -1 : come_back(&w);
+}
+
+/* A head that cannot be written, but is there: it must not end the segment that goes on. */
+static CO_FN int bad_head(void *model)
+{
+	struct world w = { 0 };
+
+	if (enter(&w, CACHE("") DISK))
+		return -1;
+	sim_remote_fails(-ETIMEDOUT, 1000000, NEVER);
+	sim_fail(SIM_WRITE, "journal-000002", 0, 1 + sim_below(2), -EIO);
+	while (write_next(&w) == 0)
+		;
+	SIM_EXPECT(w.written == 62, "%" PRIu64, w.written);
+	SIM_EXPECT(ch_zero(w.c, (struct ext){ &obj_none, 0, BLOCK }, IO_FUA) == 0, "has room");
+	sim_crash(SIM_KILL);
+}
+
+static CO_FN int zeroed(void *model)
+{
+	struct world w = { 0 };
+
+	sim_remote_fails(-ETIMEDOUT, 0, 0);
+	if (enter(&w, CACHE("") DISK))
+		return -1;
+	for (uint64_t k = 0; k < BLOCKS; k++) {
+		uint64_t word = 0, want = k == 0 || k >= 62 ? 0 : k + 1;
+		struct iovec v;
+		struct iov iov = iov_one(&v, &word, sizeof(word));
+
+		SIM_EXPECT(ch_read(w.c, (struct ext){ &obj_none, k * BLOCK, sizeof(word) }, &iov,
+				   0) == 0);
+		SIM_EXPECT(word == want, "block %" PRIu64 " has %" PRIu64, k, word);
+	}
+	return leave(&w);
+}
+
 /* A journal of which nothing can be given back gets full, and then writes fail. They do not wait. */
 static CO_FN int never_cleared(void *model)
 {
@@ -498,6 +560,8 @@ static const struct sim_case cases[] = {
 	{ .name = "whose-journal", .scenario = whose_journal, .seeds = 3 },
 	{ .name = "whose-journal-goes", .scenario = whose_journal_goes, .seeds = 3 },
 	{ .name = "odd-heads", .scenario = odd_heads, .seeds = 3 },
+	{ .name = "numbers", .scenario = numbers, .seeds = 5 },
+	{ .name = "bad-head", .scenario = bad_head, .recover = zeroed, .seeds = 40 },
 	{ .name = "never-cleared", .scenario = never_cleared, .seeds = 5 },
 	{ .name = "not-emptied",
 	  .scenario = not_emptied,
