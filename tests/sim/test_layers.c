@@ -329,7 +329,7 @@ static CO_FN void weather(void *arg)
 				 now_ns() + ns);
 		co_sleep(ns + NS_PER_S * sim_below(600));
 	}
-	sim_remote_fails(0, 0, 0);
+	sim_remote_fails(-EAGAIN, 0, 0);
 }
 
 static CO_FN int day(void *model)
