@@ -6,8 +6,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "nbdrs/cleanup.h"
 #include "nbdrs/layer.h"
@@ -434,6 +438,64 @@ static CO_FN int odd_heads(void *model)
 	return check(&w) ? -1 : come_back(&w);
 }
 
+/* ---- memory ---- */
+
+static bool has_no_stacks;
+
+/* In the place of the C library's: what makes the guard page below a new stack. */
+int mprotect(void *at, size_t len, int prot)
+{
+	if (has_no_stacks && prot == PROT_NONE) {
+		errno = ENOMEM;
+		return -1;
+	}
+	return (int)syscall(SYS_mprotect, at, len, prot);
+}
+
+struct holders {
+	pthread_mutex_t lock;
+	struct co_wq wq;
+};
+
+/* Until it is woken this fiber has a stack that nobody else gets. */
+static CO_FN void hold_stack(void *arg)
+{
+	struct holders *h = arg;
+
+	pthread_mutex_lock(&h->lock);
+	co_wq_wait(&h->wq, &h->lock);
+	pthread_mutex_unlock(&h->lock);
+}
+
+/* With no stack for a fiber that sends it does not open, and says why; with one that does it all. */
+static CO_FN int no_stacks(void *model)
+{
+	struct holders h = { .lock = PTHREAD_MUTEX_INITIALIZER };
+	struct world w = { 0 };
+	struct err err = { "" };
+
+	co_wq_init(&h.wq);
+	SIM_EXPECT(spec_parse(CACHE("") DISK, &w.spec, &err) == 0, "%s", err.msg);
+	SIM_EXPECT(chain_build(w.spec, "disk0", false, &w.chain, &err) == 0, "%s", err.msg);
+	SIM_EXPECT(co_spawn(hold_stack, &h) == 0);
+	has_no_stacks = true;
+	while (co_spawn(hold_stack, &h) == 0)
+		;
+	SIM_EXPECT(chain_open(w.chain, &err) == -ENOMEM && strstr(err.msg, "out of memory"), "%s",
+		   err.msg);
+	chain_free(w.chain);
+	spec_free(w.spec);
+	co_wq_wake_one(&h.wq);
+	co_sleep(NS_PER_S);
+	if (enter(&w, CACHE("") DISK))
+		return -1;
+	for (unsigned i = 0; i < BLOCKS; i++)
+		SIM_EXPECT(write_next(&w) == 0);
+	co_wq_wake_all(&h.wq);
+	has_no_stacks = false;
+	return check(&w) ? -1 : come_back(&w);
+}
+
 /* ---- the journal's own disk ---- */
 
 /*
@@ -560,6 +622,7 @@ static const struct sim_case cases[] = {
 	{ .name = "whose-journal", .scenario = whose_journal, .seeds = 3 },
 	{ .name = "whose-journal-goes", .scenario = whose_journal_goes, .seeds = 3 },
 	{ .name = "odd-heads", .scenario = odd_heads, .seeds = 3 },
+	{ .name = "no-stacks", .scenario = no_stacks, .seeds = 3 },
 	{ .name = "numbers", .scenario = numbers, .seeds = 5 },
 	{ .name = "bad-head", .scenario = bad_head, .recover = zeroed, .seeds = 40 },
 	{ .name = "never-cleared", .scenario = never_cleared, .seeds = 5 },

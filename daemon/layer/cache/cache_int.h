@@ -51,8 +51,9 @@ struct back {
 
 	/* Sending; on one reactor. */
 	struct reactor *home;
-	struct chan *chan; /* of this layer */
-	struct co_group workers;
+	struct chan *chan;  /* of this layer */
+	unsigned workers_n; /* changed there, under dirty.lock once they run */
+	struct co_wq ended; /* workers_n is 0 */
 
 	/* Under dirty.lock. */
 	bool is_stopping, is_freeing;

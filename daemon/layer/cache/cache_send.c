@@ -149,6 +149,8 @@ static CO_FN void worker(void *arg)
 			wait_for_work(b, due);
 	}
 	co_wq_wake_one(&d->work); /* the next one ends too */
+	if (--b->workers_n == 0)
+		co_wq_wake_all(&b->ended);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -244,6 +246,20 @@ static void show(void *arg, const struct record *r)
 	dirty_show(&b->dirty, r);
 }
 
+/* No co_group: without memory that would run one here, and a worker runs until the end. */
+static CO_FN int start_workers(struct back *b)
+{
+	int rc = 0;
+
+	for (uint64_t i = 0; i < b->c->uploads && !rc; i++) {
+		b->workers_n++; /* those that are there run on this reactor */
+		rc = co_spawn(worker, b);
+		if (rc)
+			b->workers_n--;
+	}
+	return b->workers_n ? 0 : rc; /* fewer do, too */
+}
+
 static CO_FN int start(struct back *b, struct err *err)
 {
 	int rc = layer_chan_open(b->l, &b->chan);
@@ -253,8 +269,12 @@ static CO_FN int start(struct back *b, struct err *err)
 			       err_name(rc));
 	b->home = reactor_self();
 	b->keeper_due = UINT64_MAX;
-	for (uint64_t i = 0; i < b->c->uploads; i++)
-		co_group_spawn(&b->workers, worker, b);
+	co_wq_init(&b->ended);
+	rc = start_workers(b);
+	if (rc) {
+		layer_chan_close(b->chan);
+		return err_set(err, rc, "out of memory");
+	}
 	return 0;
 }
 
@@ -313,8 +333,9 @@ static CO_FN int stop(void *arg)
 	pthread_mutex_lock(&b->dirty.lock);
 	b->is_stopping = true;
 	co_wq_wake_all(&b->dirty.work);
+	while (b->workers_n) /* one of them may be giving segments back */
+		co_wq_wait(&b->ended, &b->dirty.lock);
 	pthread_mutex_unlock(&b->dirty.lock);
-	co_group_wait(&b->workers); /* one of them may be giving segments back */
 	if (!rc)
 		rc = give_all_back(b);
 	layer_chan_close(b->chan);
