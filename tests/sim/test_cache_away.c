@@ -547,10 +547,11 @@ static CO_FN int numbers(void *model)
 		return -1;
 	sim_remote_fails(-ETIMEDOUT, 1000000, NEVER);
 	sim_fail(SIM_OPEN, "", 0, 30, -EMFILE);
+	sim_fail(SIM_ALLOCATE, "", 0, 30, -EIO);
 	while (w.written < 200)
-		SIM_EXPECT(write_next(&w) == 0 || ++failed <= 30);
+		SIM_EXPECT(write_next(&w) == 0 || ++failed <= 60);
 	sim_remote_fails(-ETIMEDOUT, 0, 0);
-	SIM_EXPECT(failed == 30 && is_there("/disk/c/journal-000004"));
+	SIM_EXPECT(failed == 60 && is_there("/disk/c/journal-000004"));
 	SIM_EXPECT(!is_there("/disk/c/journal-000006"));
 	return check(&w) ? -1 : come_back(&w);
 }

@@ -83,7 +83,8 @@ static CO_FN int make_file(struct journal *j, struct segment *seg)
 	if (!rc)
 		rc = io_fsync(j->dir_fd);
 	if (rc) {
-		(void)io_unlinkat(j->dir_fd, name, 0); /* empty: in nobody's way */
+		if (io_unlinkat(j->dir_fd, name, 0) == 0)
+			j->last_file--; /* else it stays, empty: in nobody's way */
 		(void)io_close(seg->fd);
 	}
 	return rc;
