@@ -247,6 +247,30 @@ static CO_FN int refused(void *model)
 	return check(&w) ? -1 : come_back(&w);
 }
 
+#define REFUSING "fault[ops=write,range=0-4Ki,error=EPERM,count=60]:"
+
+/* One unit is refused while another is sent, again and again: no flush misses that. */
+static CO_FN int one_refused(void *model)
+{
+	struct world w = { 0 };
+	char byte = 1;
+	struct iovec v;
+	struct iov iov = iov_one(&v, &byte, 1);
+
+	if (enter(&w, CACHE("") "delay[write=300ms]:" REFUSING "remote[size=8Mi]"))
+		return -1;
+	SIM_EXPECT(write_next(&w) == 0);
+	co_sleep(3 * NS_PER_S);
+	for (unsigned i = 0; i < 100; i++) {
+		SIM_EXPECT(ch_write(w.c, (struct ext){ &obj_none, 4 << 20, 1 }, &iov, 0) == 0);
+		SIM_EXPECT(ch_flush(w.c) == -EPERM, "flush %u", i);
+		co_sleep(NS_PER_S / 10);
+	}
+	co_sleep(600 * NS_PER_S);
+	SIM_EXPECT(ch_flush(w.c) == 0, "it is safe now");
+	return check(&w) ? -1 : come_back(&w);
+}
+
 /* In memory a flush is below, or fails, and the data is still there for the next one. */
 static CO_FN int in_memory_back(void *model)
 {
@@ -617,6 +641,7 @@ static const struct sim_case cases[] = {
 	{ .name = "flush-away", .scenario = flush_away, .seeds = 5 },
 	{ .name = "not-cleared", .scenario = not_cleared, .seeds = 5 },
 	{ .name = "refused", .scenario = refused, .seeds = 5 },
+	{ .name = "one-refused", .scenario = one_refused, .seeds = 3 },
 	{ .name = "memory-away", .scenario = in_memory_back, .seeds = 5 },
 	{ .name = "in-time", .scenario = in_time, .seeds = 5 },
 	{ .name = "slow-store", .scenario = slow_store, .seeds = 3 },
