@@ -62,7 +62,6 @@ struct traffic {
 	struct model *m;
 	struct chain *chain;
 	uint64_t until;
-	bool is_over;
 };
 
 static uint64_t word_of(const struct model *m, uint32_t number)
@@ -179,7 +178,7 @@ static CO_FN int check_all(struct traffic *t)
 
 static bool goes_on(const struct traffic *t)
 {
-	return !t->is_over && now_ns() < t->until && t->m->n < LOG_MAX;
+	return now_ns() < t->until && t->m->n < LOG_MAX;
 }
 
 static CO_FN int request(struct chan *c, const struct model *m, uint32_t number, unsigned fl)
@@ -237,7 +236,7 @@ static CO_FN void weather(void *arg)
 	static const int errors[] = { -EAGAIN, -ETIMEDOUT, -ECONNRESET, -ECONNREFUSED };
 	const struct traffic *t = arg;
 
-	while (!t->is_over && now_ns() < t->until) {
+	while (now_ns() < t->until) {
 		const uint64_t ns = MS * (10000 + sim_below(590000)), kind = sim_below(3);
 
 		sim_remote_fails(errors[sim_below(ARRAY_LEN(errors))],
@@ -332,7 +331,6 @@ static CO_FN void run_traffic(struct traffic *t)
 			       &fibers[k]);
 	}
 	co_group_wait(&g);
-	t->is_over = true;
 }
 
 /* ---- a life ---- */

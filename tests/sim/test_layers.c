@@ -40,7 +40,6 @@ struct traffic {
 	struct chain *chain;
 	uint64_t pause_ns; /* between the requests of a fiber, about */
 	uint64_t place;    /* where most of the requests go, so that they meet */
-	bool is_over;
 };
 
 /* Every fourth version is zeroes. */
@@ -141,7 +140,7 @@ static CO_FN int write_block(struct chan *c, struct model *m, uint64_t block)
 
 static bool goes_on(struct traffic *t)
 {
-	return !t->is_over && now_ns() < t->m->until;
+	return now_ns() < t->m->until;
 }
 
 static CO_FN void pause_between(const struct traffic *t)
@@ -266,7 +265,6 @@ static CO_FN int use(const struct spec *spec, struct model *m, uint64_t ns, uint
 		co_group_spawn(&g, meanwhile, &t);
 	if (rc == 0)
 		run_traffic(&t);
-	t.is_over = true;
 	co_group_wait(&g);
 	SIM_EXPECT(chain_close(t.chain) == 0);
 	for (unsigned k = 0; k < BLOCKS; k++)
