@@ -38,7 +38,8 @@ enum unit_queue { UNIT_NONE, UNIT_WANTED, UNIT_YOUNG, UNIT_FAILED, UNIT_BUSY, UN
 
 /* Up to `wq` under the lock of its stripe, from `node` to `error` under d->lock. */
 struct unit {
-	struct list chain;
+	struct list chain; /* in its bucket */
+	struct list all;   /* in `units` of its stripe */
 	struct dirty_part *v; /* ascending, none overlap */
 	size_t n, room;
 	uint64_t data_end; /* of an object: so long it is at least, 0 = it need not be there */
@@ -66,6 +67,7 @@ struct dirty {
 	_Atomic uint64_t units_n, parts_n, bytes;
 	struct dirty_stripe {
 		pthread_mutex_t lock;
+		struct list units;
 		struct list buckets[DIRTY_BUCKETS];
 	} * stripes;
 
@@ -107,9 +109,10 @@ enum dirty_state { DIRTY_THERE, DIRTY_GONE };
 /*
  * Calls fn for each object that has changes, with its data_end. It must not suspend. Not 0 ends it.
  */
-int dirty_each_object(struct dirty *d,
-		      int (*fn)(void *arg, const struct obj *obj, enum dirty_state s, uint64_t end),
-		      void *arg);
+CO_FN int dirty_each_object(struct dirty *d,
+			    int (*fn)(void *arg, const struct obj *obj, enum dirty_state s,
+				      uint64_t end),
+			    void *arg);
 
 /* --- For sending ------------------------------------------------------------------------------ */
 
@@ -145,11 +148,11 @@ struct target {
 };
 
 /*
- * The unit of an object (or NULL), or all units: what they have by now. The caller frees *v.
- * -ENOMEM.
+ * The unit of an object (-ENOENT), or all units: what they have by now, and some of what comes
+ * meanwhile. The caller frees *v. -ENOMEM: *v has those that there was room for.
  */
 int dirty_target(struct dirty *d, const struct obj *obj, struct target *t);
-int dirty_targets(struct dirty *d, struct target **v, size_t *n);
+CO_FN int dirty_targets(struct dirty *d, struct target **v, size_t *n);
 /*
  * Wants it sent, and waits until it is, or one attempt that began after the target was taken has
  * failed.

@@ -19,6 +19,9 @@
 #define NS_PER_S UINT64_C(1000000000)
 #define IDLE_NS  (NS_PER_S)
 
+/* Units that are asked for before others have their turn. */
+enum { TURN = 512 };
+
 /* --- Workers ---------------------------------------------------------------------------------- */
 
 /* How old a unit gets. */
@@ -170,8 +173,11 @@ static CO_FN int drain(struct back *b, bool gives_up)
 	size_t n;
 	int rc = dirty_targets(&b->dirty, &v, &n);
 
-	for (size_t i = 0; i < n && !rc; i++)
+	for (size_t i = 0; i < n && !rc; i++) {
 		target_want(&b->dirty, &v[i]);
+		if (i % TURN == TURN - 1)
+			co_yield();
+	}
 	for (size_t i = 0; i < n; i++) {
 		int one = 0;
 
