@@ -90,7 +90,8 @@ struct journal_conf {
 	uint64_t size;      /* bytes in all */
 	bool is_ro;         /* only looked at */
 	/*
-	 * Shows a record, in order: once when it was written, and again at replay. Never suspends.
+	 * Shows a record, in order: once when it was written, and again at replay, in a thread of
+	 * offload()'s. Never suspends.
 	 */
 	void (*show)(void *arg, const struct record *r);
 	/* There is no room: asks for some. Not 0 = what waits for it fails with that. */

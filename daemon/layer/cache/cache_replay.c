@@ -169,28 +169,26 @@ static bool misses_synced(const struct replay *r, const struct segment *seg, con
 	return false;
 }
 
-/* The records of one segment; `last` is its last one's number where that is known. */
-static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t last)
+/* The records of one segment. */
+struct reading {
+	struct replay *r;
+	struct segment *seg;
+	uint8_t *all;  /* what it holds */
+	uint64_t last; /* its last record's number where that is known */
+};
+
+/* Shows them. Up to 64 MiB of checksums: for offload(). */
+static int show_records(void *arg)
 {
-	struct segment *seg = f->seg;
-	struct iovec v;
+	const struct reading *g = arg;
+	struct replay *r = g->r;
+	struct segment *seg = g->seg;
+	uint64_t at = SEGMENT_HEAD;
 	struct record rec;
 	struct obj obj;
-	uint64_t at = SEGMENT_HEAD;
-	uint8_t *all =
-		mmap(NULL, seg->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	int rc;
 
-	if (all == MAP_FAILED)
-		return err_set(r->err, -ENOMEM, "out of memory");
-	v = (struct iovec){ all, seg->room };
-	rc = io_pread_full(seg->fd, &v, 1, 0);
-	if (rc)
-		(void)err_set(r->err, rc, "layer cache: %s: the journal cannot be read: %s",
-			      r->j->conf.folder, err_name(rc));
-	while (!rc &&
-	       journal_record_parse(all + at, seg->room - at, seg, r->last_seq, &rec, &obj) &&
-	       rec.seq <= last && journal_record_data_is_good(all + at, &rec)) {
+	while (journal_record_parse(g->all + at, seg->room - at, seg, r->last_seq, &rec, &obj) &&
+	       rec.seq <= g->last && journal_record_data_is_good(g->all + at, &rec)) {
 		rec.seg = seg;
 		rec.at += at;
 		r->last_seq = rec.seq;
@@ -198,9 +196,28 @@ static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t 
 		r->records++;
 		at += journal_record_size(&rec);
 	}
-	if (!rc && (last == UINT64_MAX ? misses_synced(r, seg, all, at) : r->last_seq != last))
-		rc = damaged(r, seg);
-	(void)munmap(all, seg->room); /* can't fail for ours */
+	if (g->last == UINT64_MAX ? misses_synced(r, seg, g->all, at) : r->last_seq != g->last)
+		return damaged(r, seg);
+	return 0;
+}
+
+static CO_FN int read_segment(struct replay *r, struct segment *seg, uint64_t last)
+{
+	struct reading g = { r, seg, NULL, last };
+	struct iovec v;
+	int rc;
+
+	g.all = mmap(NULL, seg->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (g.all == MAP_FAILED)
+		return err_set(r->err, -ENOMEM, "out of memory");
+	v = (struct iovec){ g.all, seg->room };
+	rc = io_pread_full(seg->fd, &v, 1, 0);
+	if (rc)
+		(void)err_set(r->err, rc, "layer cache: %s: the journal cannot be read: %s",
+			      r->j->conf.folder, err_name(rc));
+	else
+		rc = offload(show_records, &g);
+	(void)munmap(g.all, seg->room); /* can't fail for ours */
 	return rc;
 }
 
@@ -223,7 +240,7 @@ static CO_FN int read_all(struct replay *r)
 		list_add(&r->j->used, &seg->node);
 		r->j->spare_n--;
 		r->j->used_n++;
-		rc = read_segment(r, &r->v[i], last);
+		rc = read_segment(r, seg, last);
 	}
 	return rc;
 }
