@@ -222,7 +222,8 @@ static bool is_sound(const struct record *r, uint64_t data_len, uint64_t room)
 		return false;
 	if (r->type != RECORD_DATA)
 		return data_len == 0;
-	return data_len == r->len && r->len && r->len <= room - r->head_len;
+	room -= r->head_len; /* of the data, with its padding */
+	return data_len == r->len && r->len && r->len <= room && align_up(r->len, PAD) <= room;
 }
 
 bool journal_record_parse(const uint8_t *from, uint64_t len, const struct segment *seg,
@@ -250,7 +251,7 @@ bool journal_record_parse(const uint8_t *from, uint64_t len, const struct segmen
 		return false;
 	memcpy(name, from + RECORD_HEAD, name_len);
 	*obj = obj_none;
-	if (name_len && obj_set(obj, name) != 0)
+	if (name_len && (obj_set(obj, name) != 0 || obj->len != name_len))
 		return false;
 	/* Its head alone, for journal_record_data_is_good(). */
 	memcpy(r->head, from, RECORD_HEAD);
