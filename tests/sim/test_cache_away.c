@@ -14,17 +14,15 @@
 #include <unistd.h>
 
 #include "nbdrs/cleanup.h"
-#include "nbdrs/layer.h"
-#include "sim.h"
+#include "traffic.h"
 
-enum { KI = 1024, BLOCK = 4 * KI, BLOCKS = 512, FULL = 600 };
+enum { BLOCKS = 512, FULL = 600 };
 #define NS_PER_S UINT64_C(1000000000)
 #define NEVER    UINT64_MAX
 
 /* Blocks are written one after the other, round by round: so the count says what each holds. */
 struct world {
-	struct spec *spec;
-	struct chain *chain;
+	struct volume volume;
 	struct chan *c;
 	uint64_t written; /* blocks */
 	uint64_t longest; /* ns: of one write */
@@ -35,33 +33,21 @@ struct world {
 static CO_FN int enter(struct world *w, const char *text)
 {
 	struct err err = { "" };
-	int rc = spec_parse(text, &w->spec, &err);
 
-	if (rc == 0)
-		rc = chain_build(w->spec, "disk0", false, &w->chain, &err);
-	if (rc == 0)
-		rc = chain_open(w->chain, &err);
-	SIM_EXPECT(rc == 0, "%s", err.msg);
-	w->c = chain_chan(w->chain, &rc);
-	SIM_EXPECT(w->c != NULL);
-	return 0;
+	SIM_EXPECT(volume_open(&w->volume, text, &err) == 0, "%s", err.msg);
+	w->c = volume_chan(&w->volume);
+	return w->c != NULL ? 0 : -1;
 }
 
 static CO_FN int leave(struct world *w)
 {
-	int rc = chain_close(w->chain);
-
-	chain_free(w->chain);
-	spec_free(w->spec);
-	w->chain = NULL;
-	w->spec = NULL;
-	return rc;
+	return volume_close(&w->volume);
 }
 
 static CO_FN int write_with(struct world *w, unsigned fl)
 {
 	const uint64_t before = now_ns();
-	uint64_t words[BLOCK / sizeof(uint64_t)];
+	uint64_t words[WORDS];
 	struct iovec v;
 	struct iov iov = iov_one(&v, words, BLOCK);
 	int rc;
@@ -83,15 +69,12 @@ static CO_FN int write_next(struct world *w)
 
 static CO_FN int check(struct world *w)
 {
-	uint64_t words[BLOCK / sizeof(uint64_t)];
-	struct iovec v;
-	struct iov iov = iov_one(&v, words, BLOCK);
+	uint64_t words[WORDS];
 
 	for (uint64_t k = 0; k < BLOCKS; k++) {
 		uint64_t want = k < w->written ? (w->written - 1 - k) / BLOCKS * BLOCKS + k + 1 : 0;
 
-		SIM_EXPECT(ch_read(w->c, (struct ext){ &obj_none, k * BLOCK, BLOCK }, &iov, 0) ==
-			   0);
+		SIM_EXPECT(read_block(w->c, k, words) == 0);
 		for (unsigned i = 0; i < ARRAY_LEN(words); i++)
 			SIM_EXPECT(words[i] == want,
 				   "block %" PRIu64 " has %" PRIu64 ", not %" PRIu64, k, words[i],
@@ -334,16 +317,11 @@ static CO_FN int leave_some(struct world *w)
 
 static CO_FN int expect_refused(const char *chain, int rc, const char *message)
 {
-	struct world o = { 0 };
+	struct volume v;
 	struct err err = { "" };
-	int is;
 
-	SIM_EXPECT(spec_parse(chain, &o.spec, &err) == 0);
-	SIM_EXPECT(chain_build(o.spec, "disk0", false, &o.chain, &err) == 0);
-	is = chain_open(o.chain, &err);
-	SIM_EXPECT(is == rc && strstr(err.msg, message), "%s: %s", chain, err.msg);
-	chain_free(o.chain);
-	spec_free(o.spec);
+	SIM_EXPECT(volume_open(&v, chain, &err) == rc && strstr(err.msg, message), "%s: %s", chain,
+		   err.msg);
 	return 0;
 }
 
@@ -371,33 +349,17 @@ static CO_FN int whose_journal(void *model)
 
 static CO_FN int create(const char *text)
 {
-	struct spec *spec = NULL;
-	struct chain *chain = NULL;
-	struct err err = { "" };
-	int rc = spec_parse(text, &spec, &err);
-
-	if (rc == 0)
-		rc = chain_build(spec, "disk0", false, &chain, &err);
-	if (rc == 0)
-		rc = chain_create(chain, (uint64_t)BLOCKS * BLOCK, false, &err);
-	chain_free(chain);
-	spec_free(spec);
-	SIM_EXPECT(rc == 0, "%s", err.msg);
-	return 0;
+	return volume_create(text, (uint64_t)BLOCKS * BLOCK);
 }
 
-static CO_FN int destroy(const char *text, const char *name, struct err *err)
+static CO_FN int destroy(const char *text, const char *export, struct err *err)
 {
-	struct spec *spec = NULL;
-	struct chain *chain = NULL;
-	int rc = spec_parse(text, &spec, err);
+	struct volume v;
+	int rc = volume_build(&v, text, export, err);
 
 	if (rc == 0)
-		rc = chain_build(spec, name, false, &chain, err);
-	if (rc == 0)
-		rc = chain_destroy(chain, err);
-	chain_free(chain);
-	spec_free(spec);
+		rc = chain_destroy(v.chain, err);
+	volume_free(&v);
 	return rc;
 }
 
@@ -496,19 +458,14 @@ static CO_FN int no_stacks(void *model)
 {
 	struct holders h = { .lock = PTHREAD_MUTEX_INITIALIZER };
 	struct world w = { 0 };
-	struct err err = { "" };
 
 	co_wq_init(&h.wq);
-	SIM_EXPECT(spec_parse(CACHE("") DISK, &w.spec, &err) == 0, "%s", err.msg);
-	SIM_EXPECT(chain_build(w.spec, "disk0", false, &w.chain, &err) == 0, "%s", err.msg);
 	SIM_EXPECT(co_spawn(hold_stack, &h) == 0);
 	has_no_stacks = true;
 	while (co_spawn(hold_stack, &h) == 0)
 		;
-	SIM_EXPECT(chain_open(w.chain, &err) == -ENOMEM && strstr(err.msg, "out of memory"), "%s",
-		   err.msg);
-	chain_free(w.chain);
-	spec_free(w.spec);
+	if (expect_refused(CACHE("") DISK, -ENOMEM, "out of memory"))
+		return -1;
 	co_wq_wake_one(&h.wq);
 	co_sleep(NS_PER_S);
 	if (enter(&w, CACHE("") DISK))
@@ -604,13 +561,10 @@ static CO_FN int zeroed(void *model)
 	if (enter(&w, CACHE("") DISK))
 		return -1;
 	for (uint64_t k = 0; k < BLOCKS; k++) {
-		uint64_t word = 0, want = k == 0 || k >= 62 ? 0 : k + 1;
-		struct iovec v;
-		struct iov iov = iov_one(&v, &word, sizeof(word));
+		uint64_t words[WORDS], want = k == 0 || k >= 62 ? 0 : k + 1;
 
-		SIM_EXPECT(ch_read(w.c, (struct ext){ &obj_none, k * BLOCK, sizeof(word) }, &iov,
-				   0) == 0);
-		SIM_EXPECT(word == want, "block %" PRIu64 " has %" PRIu64, k, word);
+		SIM_EXPECT(read_block(w.c, k, words) == 0);
+		SIM_EXPECT(words[0] == want, "block %" PRIu64 " has %" PRIu64, k, words[0]);
 	}
 	return leave(&w);
 }
