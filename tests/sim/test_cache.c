@@ -383,17 +383,17 @@ static CO_FN int live(const struct plan *p, struct model *m)
 #define DISK  "remote[size=384Ki]"
 #define RETRY "retry[deadline=2m]:"
 
-#define PLAN(name, ...)                                      \
-	static CO_FN int name(void *model)                   \
-	{                                                    \
+#define PLAN(name, ...)                                       \
+	static CO_FN int name(void *model)                    \
+	{                                                     \
 		static const struct plan p = { __VA_ARGS__ }; \
-		return live(&p, model);                      \
+		return live(&p, model);                       \
 	}
 #define SHORT .ns = 300 * MS, .pause_ns = MS
 
 PLAN(disk_power, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true, .fails = 30000)
-PLAN(disk_kill, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true,
-     .keeps_all = true, .fails = 30000)
+PLAN(disk_kill, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true, .keeps_all = true,
+     .fails = 30000)
 /* Long enough for the journal to be emptied, which is when some of the crashes come. */
 PLAN(disk_idle, .chain = "cache[disk=/disk/c,size=1Mi,mode=writeback,lag=10ms]:" DISK,
      .below = DISK, .ns = 2300 * MS, .idle_ns = 1013 * MS, .pause_ns = 40 * MS, .is_prefix = true)
@@ -413,8 +413,7 @@ PLAN(day, .chain = "sharded[size=32Ki]:" CACHE("") RETRY "remote", .below = "sha
 PLAN(full_disk, .chain = "cache[disk=/disk/c,size=8Mi,mode=writeback,lag=100ms,uploads=4]:" DISK,
      .below = DISK, .ns = 300 * MS, .pause_ns = MS / 4, .is_prefix = true,
      .faults = { .space = 900 * KI })
-PLAN(flipped, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true,
-     .is_flipped = true)
+PLAN(flipped, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true, .is_flipped = true)
 
 #define CRASHES(how) .model_len = sizeof(struct model), .crash = how, .crashes = 3, .seeds = 25
 

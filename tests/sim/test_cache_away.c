@@ -187,7 +187,8 @@ static CO_FN int flush_away(void *model)
 {
 	struct world w = { 0 };
 
-	if (enter(&w, CACHE(",away=readonly,after=30s") "fault[ops=flush,count=20,error=ETIMEDOUT]:" DISK))
+	if (enter(&w,
+		  CACHE(",away=readonly,after=30s") "fault[ops=flush,count=20,error=ETIMEDOUT]:" DISK))
 		return -1;
 	SIM_EXPECT(write_next(&w) == 0);
 	co_sleep(60 * NS_PER_S);

@@ -278,18 +278,15 @@ static CO_FN int day_in_memory(void *model)
 }
 
 #define MODEL .model_len = sizeof(struct model)
-#define CRASHES(fn) \
-	.scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30, .weight = 10
+#define CRASHES(fn)                                                                              \
+	.scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30, \
+	.weight = 10
 
 static const struct sim_case cases[] = {
 	{ .name = "sharded", CRASHES(sharded_short) },
 	{ .name = "cache-sharded", CRASHES(cached_short) },
 	{ .name = "cache-disk", CRASHES(cached_disk) },
-	{ .name = "sharded-24h",
-	  .scenario = day,
-	  .recover = sharded_short,
-	  MODEL,
-	  .weight = 500 },
+	{ .name = "sharded-24h", .scenario = day, .recover = sharded_short, MODEL, .weight = 500 },
 	{ .name = "retry-24h", .scenario = day_in_memory, MODEL, .weight = 500 },
 };
 

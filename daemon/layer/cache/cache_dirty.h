@@ -38,8 +38,8 @@ enum unit_queue { UNIT_NONE, UNIT_WANTED, UNIT_YOUNG, UNIT_FAILED, UNIT_BUSY, UN
 
 /* Up to `wq` under the lock of its stripe, from `node` to `error` under d->lock. */
 struct unit {
-	struct list chain; /* in its bucket */
-	struct list all;   /* in `units` of its stripe */
+	struct list chain;    /* in its bucket */
+	struct list all;      /* in `units` of its stripe */
 	struct dirty_part *v; /* ascending, none overlap */
 	size_t n, room;
 	uint64_t data_end; /* of an object: so long it is at least, 0 = it need not be there */

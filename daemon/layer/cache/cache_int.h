@@ -58,10 +58,10 @@ struct back {
 	/* Under dirty.lock. */
 	bool is_stopping, is_freeing;
 	uint64_t keeper_due; /* ns: when the keeper wakes up; UINT64_MAX = there is none */
-	uint64_t retry_at;  /* ns: failed ones are not tried before */
-	uint64_t free_at;   /* ns: nor are segments given back before this */
-	uint64_t bad_since; /* ns: the first failure since the last success, 0 = all is well */
-	int error;          /* the last one; 0 after a success */
+	uint64_t retry_at;   /* ns: failed ones are not tried before */
+	uint64_t free_at;    /* ns: nor are segments given back before this */
+	uint64_t bad_since;  /* ns: the first failure since the last success, 0 = all is well */
+	int error;           /* the last one; 0 after a success */
 	unsigned failed_in_row;
 	uint64_t sends, sent_bytes, failures;
 	uint64_t second, this_second, last_second; /* bytes sent in them */

@@ -119,8 +119,8 @@ struct journal {
 	bool is_syncing;
 	struct co_wq sync_wq;
 	struct co_wq room_wq; /* where the writer waits for a segment */
-	_Atomic int error; /* of a sync, or of a bad head that is still there: it stays */
-	int free_error;    /* of the last segment that was to be given back; 0 after a success */
+	_Atomic int error;    /* of a sync, or of a bad head that is still there: it stays */
+	int free_error;       /* of the last segment that was to be given back; 0 after a success */
 	struct iovec iovs[JOURNAL_IOVS];
 };
 

@@ -130,8 +130,9 @@ static CO_FN int free_oldest(struct journal *j)
 		co_wq_wake_all(&j->room_wq);
 	}
 	pthread_mutex_unlock(&j->lock);
-	if (!keep) /* its size is not ours any more */
-		(void)segment_remove(j, seg); /* stays, then: it is cleared */
+	/* Its size is not ours any more. Where its file cannot go it stays: it is cleared. */
+	if (!keep)
+		(void)segment_remove(j, seg);
 	return 0;
 }
 
