@@ -590,7 +590,7 @@ static CO_FN int never_cleared(void *model)
 }
 
 static const struct sim_case cases[] = {
-	{ .name = "away-wait", .scenario = away_wait, .seeds = 5 },
+	{ .name = "away-wait", .scenario = away_wait, .seeds = 5, .weight = 25 },
 	{ .name = "away-error", .scenario = away_error, .seeds = 5 },
 	{ .name = "away-readonly", .scenario = away_readonly, .seeds = 5 },
 	{ .name = "flush-away", .scenario = flush_away, .seeds = 5 },
@@ -599,7 +599,7 @@ static const struct sim_case cases[] = {
 	{ .name = "one-refused", .scenario = one_refused, .seeds = 3 },
 	{ .name = "memory-away", .scenario = in_memory_back, .seeds = 5 },
 	{ .name = "in-time", .scenario = in_time, .seeds = 5 },
-	{ .name = "slow-store", .scenario = slow_store, .seeds = 3 },
+	{ .name = "slow-store", .scenario = slow_store, .seeds = 3, .weight = 25 },
 	{ .name = "whose-journal", .scenario = whose_journal, .seeds = 3 },
 	{ .name = "whose-journal-goes", .scenario = whose_journal_goes, .seeds = 3 },
 	{ .name = "odd-heads", .scenario = odd_heads, .seeds = 3 },
