@@ -12,11 +12,13 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "conformance.h"
 #include "nbdrs/cleanup.h"
@@ -190,6 +192,41 @@ static void test_shared_syncs(void **state)
 		fail_msg("%s", failure);
 }
 
+/* --- Large records ---------------------------------------------------------------------------- */
+
+/* What is written in pieces of MiBs is read, before and after it is read from the journal again. */
+static CO_FN int large_records(void *arg)
+{
+	struct run *r = arg;
+	char away[320];
+	int fd;
+
+	(void)snprintf(away, sizeof(away), "%s/away", r->folder);
+	fd = open(away, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	EXPECT(r, fd >= 0 && close(fd) == 0, "%s", away);
+	if (run_write(r, 1000, 7 * MI, 0, 3) || run_write(r, 3 * MI, 3 * MI - 5, IO_FUA, 1) ||
+	    run_check_all(r) || run_shut(r) || run_reopen(r, false))
+		return -1;
+	EXPECT(r, run_status(r, "dirty_bytes") == 7 * MI, "all of it");
+	EXPECT(r, unlink(away) == 0, "%s", away);
+	return run_check_all(r);
+}
+
+static void test_large_records(void **state)
+{
+	const struct conform what = {
+		.text = "cache[disk=@/c,size=256Mi,mode=writeback,lag=1h]:"
+			"fault[ops=write,error=ETIMEDOUT,file=@/away]:raw:file:@/disk.img",
+		.size = 8 * MI,
+		.is_volume = true,
+		.in_memory = true
+	};
+	const char *failure = conform_with(&what, large_records);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
 /* --- The folder ------------------------------------------------------------------------------- */
 
 /* A second one on the same folder is refused, by name, and disturbs nobody. */
@@ -306,10 +343,11 @@ static void test_read_only(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_merged),       cmocka_unit_test(test_flushed_here),
-		cmocka_unit_test(test_shared_syncs), cmocka_unit_test(test_one_folder),
-		cmocka_unit_test(test_size_changes), cmocka_unit_test(test_setup_errors),
-		cmocka_unit_test(test_read_only),    cmocka_unit_test(test_large_discard),
+		cmocka_unit_test(test_merged),        cmocka_unit_test(test_flushed_here),
+		cmocka_unit_test(test_shared_syncs),  cmocka_unit_test(test_one_folder),
+		cmocka_unit_test(test_size_changes),  cmocka_unit_test(test_setup_errors),
+		cmocka_unit_test(test_read_only),     cmocka_unit_test(test_large_discard),
+		cmocka_unit_test(test_large_records),
 	};
 	int failed;
 
