@@ -3,6 +3,7 @@
  * remote: a store on another machine, which does not crash with ours. Its objects are in the arena; a
  * disk is one object. Each request is two events, and takes effect at one of them at once.
  */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -203,24 +204,32 @@ static int act(struct self *self, const struct request *q)
 	return -EINVAL;
 }
 
+/* How a request that begins now fails; 0 = not. At its end there may be other weather. */
+static int draw_failure(void)
+{
+	const bool fails = now_ns() < remote()->fail_until && sim_chance(remote()->fail_ppm);
+
+	return fails ? remote()->error : 0;
+}
+
 static CO_FN int request(struct chan *c, const struct request *q)
 {
 	static const char *const kinds[] = { "read", "write", "zero", "stat", "put", "del" };
-	bool is_early = sim_chance(MILLION / 2),
-	     fails = now_ns() < remote()->fail_until && sim_chance(remote()->fail_ppm);
-	bool is_done = !fails || sim_chance(MILLION / 2);
+	const bool is_early = sim_chance(MILLION / 2);
+	const int error = draw_failure();
+	const bool is_done = !error || sim_chance(MILLION / 2);
 	int rc = 0;
 
 	sim_event("remote %s %s %" PRIu64 "+%" PRIu64 "%s", kinds[q->kind], name_of(q), q->off,
-		  q->len, fails ? " fails" : "");
+		  q->len, error ? " fails" : "");
 	if (is_done && is_early)
 		rc = act(c->layer->self, q);
 	sim_wait(REQUEST_NS);
 	sim_event("remote %s %s ends", kinds[q->kind], name_of(q));
 	if (is_done && !is_early)
 		rc = act(c->layer->self, q);
-	if (fails)
-		rc = remote()->error;
+	if (error)
+		rc = error;
 	sim_note((uint64_t)(int64_t)rc);
 	return rc;
 }
@@ -275,13 +284,13 @@ static CO_FN int remote_del(struct chan *c, const struct obj *objs, unsigned n)
 static CO_FN int remote_list(struct chan *c, const char *prefix, list_fn *fn, void *arg)
 {
 	const struct self *self = c->layer->self;
-	int rc = 0;
+	int rc = draw_failure();
 
 	sim_event("remote list");
 	sim_wait(REQUEST_NS);
 	sim_event("remote list ends");
-	if (now_ns() < remote()->fail_until && sim_chance(remote()->fail_ppm))
-		return remote()->error;
+	if (rc != 0)
+		return rc;
 	list_for_each(o, &self->store->objects, struct object, node)
 	{
 		if (strncmp(o->name, prefix, strlen(prefix)) == 0)
@@ -378,6 +387,7 @@ void remote_register(void)
 
 void sim_remote_fails(int error, uint32_t ppm, uint64_t until_ns)
 {
+	assert(error < 0); /* 0 would be a success of what was not done */
 	remote()->error = error;
 	remote()->fail_ppm = ppm;
 	remote()->fail_until = until_ns;

@@ -14,11 +14,10 @@
 #include <string.h>
 
 #include "nbdrs/cleanup.h"
-#include "nbdrs/layer.h"
-#include "sim.h"
+#include "traffic.h"
 
-enum { KI = 1024, BLOCK = 4 * KI, WRITERS = 3, AREA = 32, BLOCKS = WRITERS * AREA };
-enum { LEN_MAX = 8, LOG_MAX = 6000, WORDS = BLOCK / sizeof(uint64_t) };
+enum { KI = 1024, WRITERS = 3, AREA = 32, BLOCKS = WRITERS * AREA };
+enum { LEN_MAX = 8, LOG_MAX = 6000 };
 #define MS UINT64_C(1000000)
 
 /*
@@ -60,24 +59,13 @@ struct plan {
 struct traffic {
 	const struct plan *p;
 	struct model *m;
-	struct chain *chain;
+	struct volume volume;
 	uint64_t until;
-	bool is_over;
 };
 
 static uint64_t word_of(const struct model *m, uint32_t number)
 {
 	return m->log[number].is_zero ? 0 : m->life << 40 | (uint64_t)number << 8 | 1;
-}
-
-static CO_FN struct chan *chan_of(struct traffic *t)
-{
-	int rc = 0;
-	struct chan *c = chain_chan(t->chain, &rc);
-
-	if (c == NULL)
-		(void)sim_failed(__FILE__, __LINE__, "no channel: %d", rc);
-	return c;
 }
 
 /* ---- what was read ---- */
@@ -113,14 +101,6 @@ static bool look(const struct model *m, uint32_t block, const uint64_t *words, u
 	return is_found;
 }
 
-static CO_FN int read_block(struct chan *c, uint32_t block, uint64_t *words)
-{
-	struct iovec v;
-	struct iov iov = iov_one(&v, words, BLOCK);
-
-	return ch_read(c, (struct ext){ &obj_none, (uint64_t)block * BLOCK, BLOCK }, &iov, 0);
-}
-
 /* What a crash left is a beginning of the log. */
 static int check_prefix(const struct model *m, const struct seen *seen)
 {
@@ -149,7 +129,7 @@ static int check_prefix(const struct model *m, const struct seen *seen)
 static CO_FN int check_all(struct traffic *t)
 {
 	struct model *m = t->m;
-	struct chan *c = chan_of(t);
+	struct chan *c = volume_chan(&t->volume);
 	struct seen seen[BLOCKS];
 	uint64_t words[WORDS], found[BLOCKS];
 
@@ -179,7 +159,7 @@ static CO_FN int check_all(struct traffic *t)
 
 static bool goes_on(const struct traffic *t)
 {
-	return !t->is_over && now_ns() < t->until && t->m->n < LOG_MAX;
+	return now_ns() < t->until && t->m->n < LOG_MAX;
 }
 
 static CO_FN int request(struct chan *c, const struct model *m, uint32_t number, unsigned fl)
@@ -231,22 +211,11 @@ struct fiber {
 	uint32_t number;
 };
 
-/* Good, failing, and away for up to ten minutes. */
-static CO_FN void weather(void *arg)
+static CO_FN void weather_of(void *arg)
 {
-	static const int errors[] = { -EAGAIN, -ETIMEDOUT, -ECONNRESET, -ECONNREFUSED };
 	const struct traffic *t = arg;
 
-	while (!t->is_over && now_ns() < t->until) {
-		const uint64_t ns = MS * (10000 + sim_below(590000)), kind = sim_below(3);
-
-		sim_remote_fails(errors[sim_below(ARRAY_LEN(errors))],
-				 kind == 0   ? 0
-				 : kind == 1 ? 200000
-					     : 1000000,
-				 now_ns() + ns);
-		co_sleep(ns + MS * sim_below(600000));
-	}
+	weather(t->until);
 }
 
 /* In the middle of it nobody writes for a while: the journal gets empty. */
@@ -261,7 +230,7 @@ static CO_FN void pause_together(const struct traffic *t)
 static CO_FN void write_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
-	struct chan *c = chan_of(f.t);
+	struct chan *c = volume_chan(&f.t->volume);
 
 	while (c != NULL && goes_on(f.t)) {
 		int rc = write_some(c, f.t->m, f.number);
@@ -279,7 +248,7 @@ static CO_FN void write_on(void *arg)
 static CO_FN void read_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
-	struct chan *c = chan_of(f.t);
+	struct chan *c = volume_chan(&f.t->volume);
 	struct seen seen;
 
 	while (c != NULL && goes_on(f.t)) {
@@ -301,7 +270,7 @@ static CO_FN void read_on(void *arg)
 static CO_FN void flush_on(void *arg)
 {
 	const struct fiber f = *(struct fiber *)arg;
-	struct chan *c = chan_of(f.t);
+	struct chan *c = volume_chan(&f.t->volume);
 	uint64_t answered[BLOCKS];
 
 	while (c != NULL && goes_on(f.t)) {
@@ -322,7 +291,7 @@ static CO_FN void run_traffic(struct traffic *t)
 
 	t->until = now_ns() + t->p->ns;
 	if (t->p->has_weather)
-		co_group_spawn(&g, weather, t);
+		co_group_spawn(&g, weather_of, t);
 	for (uint32_t k = 0; k < ARRAY_LEN(fibers); k++) {
 		fibers[k] = (struct fiber){ t, k };
 		co_group_spawn(&g,
@@ -332,56 +301,21 @@ static CO_FN void run_traffic(struct traffic *t)
 			       &fibers[k]);
 	}
 	co_group_wait(&g);
-	t->is_over = true;
 }
 
 /* ---- a life ---- */
 
-static CO_FN int open_chain(const char *text, struct spec **spec, struct chain **chain,
-			    struct err *err)
-{
-	int rc = spec_parse(text, spec, err);
-
-	if (rc == 0)
-		rc = chain_build(*spec, "disk0", false, chain, err);
-	return rc == 0 ? chain_open(*chain, err) : rc;
-}
-
-static CO_FN int make(const struct plan *p, struct model *m)
-{
-	struct spec *spec = NULL;
-	struct chain *chain = NULL;
-	struct err err = { "" };
-	int rc = spec_parse(p->chain, &spec, &err);
-
-	if (rc == 0)
-		rc = chain_build(spec, "disk0", false, &chain, &err);
-	if (rc == 0 && strstr(p->chain, "sharded"))
-		rc = chain_create(chain, (uint64_t)BLOCKS * BLOCK, false, &err);
-	chain_free(chain);
-	spec_free(spec);
-	SIM_EXPECT(rc == 0, "%s", err.msg);
-	m->is_made = m->is_sure = true;
-	return 0;
-}
-
 /* An orderly end leaves nothing behind: below is all that was answered. */
 static CO_FN int check_below(struct traffic *t)
 {
-	struct spec *spec = NULL;
-	struct chain *chain = NULL;
 	struct err err = { "" };
 	int rc;
 
-	if (open_chain(t->p->below, &spec, &chain, &err) != 0)
-		return sim_failed(__FILE__, __LINE__, "%s", err.msg);
-	t->chain = chain;
+	SIM_EXPECT(volume_open(&t->volume, t->p->below, &err) == 0, "%s", err.msg);
 	for (unsigned k = 0; k < BLOCKS; k++)
 		t->m->blocks[k].flushed = t->m->blocks[k].answered;
 	rc = check_all(t);
-	SIM_EXPECT(chain_close(chain) == 0);
-	chain_free(chain);
-	spec_free(spec);
+	SIM_EXPECT(volume_close(&t->volume) == 0);
 	return rc;
 }
 
@@ -407,23 +341,29 @@ static int judge_refusal(const struct plan *p, const struct err *err)
 	return sim_failed(__FILE__, __LINE__, "%s", err->msg);
 }
 
-static CO_FN int live(const struct plan *p, void *model)
+static CO_FN int make(const struct plan *p, struct model *m)
 {
-	struct traffic t = { .p = p, .m = model };
-	struct spec *spec = NULL;
+	if (!m->is_made && strstr(p->chain, "sharded") &&
+	    volume_create(p->chain, (uint64_t)BLOCKS * BLOCK) != 0)
+		return -1;
+	if (!m->is_made)
+		m->is_made = m->is_sure = true;
+	return 0;
+}
+
+static CO_FN int live(const struct plan *p, struct model *m)
+{
+	struct traffic t = { .p = p, .m = m };
 	struct err err = { "" };
 	int rc;
 
 	sim_remote_fails(-EAGAIN, 0, 0);
-	if (!t.m->is_made && make(p, t.m) != 0)
+	if (make(p, m) != 0)
 		return -1;
 	if (p->is_flipped && sim_life() > 0)
-		flip(model);
-	if (open_chain(p->chain, &spec, &t.chain, &err) != 0) {
-		chain_free(t.chain);
-		spec_free(spec);
+		flip(m);
+	if (volume_open(&t.volume, p->chain, &err) != 0)
 		return judge_refusal(p, &err);
-	}
 	rc = check_all(&t);
 	sim_remote_fails(-EAGAIN, p->fails, UINT64_MAX);
 	if (rc == 0 && sim_life() == 0)
@@ -431,9 +371,7 @@ static CO_FN int live(const struct plan *p, void *model)
 	if (rc == 0)
 		run_traffic(&t);
 	sim_remote_fails(-EAGAIN, 0, 0);
-	(void)chain_close(t.chain); /* fails after a fault */
-	chain_free(t.chain);
-	spec_free(spec);
+	(void)volume_close(&t.volume); /* fails after a fault */
 	if (rc || p->faults.sync_ppm)
 		return rc;
 	return check_below(&t);
@@ -445,150 +383,37 @@ static CO_FN int live(const struct plan *p, void *model)
 #define DISK  "remote[size=384Ki]"
 #define RETRY "retry[deadline=2m]:"
 
-static CO_FN int disk_power(void *model)
-{
-	static const struct plan p = { .chain = CACHE("") DISK,
-				       .below = DISK,
-				       .ns = 300 * MS,
-				       .pause_ns = MS,
-				       .is_prefix = true,
-				       .fails = 30000 };
+#define PLAN(name, ...)                                       \
+	static CO_FN int name(void *model)                    \
+	{                                                     \
+		static const struct plan p = { __VA_ARGS__ }; \
+		return live(&p, model);                       \
+	}
+#define SHORT .ns = 300 * MS, .pause_ns = MS
 
-	return live(&p, model);
-}
-
+PLAN(disk_power, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true, .fails = 30000)
+PLAN(disk_kill, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true, .keeps_all = true,
+     .fails = 30000)
 /* Long enough for the journal to be emptied, which is when some of the crashes come. */
-static CO_FN int disk_idle(void *model)
-{
-	static const struct plan p = {
-		.chain = "cache[disk=/disk/c,size=1Mi,mode=writeback,lag=10ms]:" DISK,
-		.below = DISK,
-		.ns = 2300 * MS,
-		.idle_ns = 1013 * MS,
-		.pause_ns = 40 * MS,
-		.is_prefix = true
-	};
-
-	return live(&p, model);
-}
-
-static CO_FN int disk_kill(void *model)
-{
-	static const struct plan p = { .chain = CACHE("") DISK,
-				       .below = DISK,
-				       .ns = 300 * MS,
-				       .pause_ns = MS,
-				       .is_prefix = true,
-				       .keeps_all = true,
-				       .fails = 30000 };
-
-	return live(&p, model);
-}
-
-static CO_FN int objects(void *model)
-{
-	static const struct plan p = { .chain = "sharded[size=32Ki]:" CACHE("") RETRY "remote",
-				       .below = "sharded:remote",
-				       .ns = 300 * MS,
-				       .pause_ns = MS,
-				       .fails = 30000 };
-
-	return live(&p, model);
-}
-
-static CO_FN int above_sharded(void *model)
-{
-	static const struct plan p = { .chain = CACHE("") "sharded[size=32Ki,age=50ms]:" RETRY
-							  "remote",
-				       .below = "sharded:remote",
-				       .ns = 300 * MS,
-				       .pause_ns = MS,
-				       .is_prefix = true,
-				       .fails = 30000 };
-
-	return live(&p, model);
-}
-
-static CO_FN int in_memory(void *model)
-{
-	static const struct plan p = {
-		.chain =
-			"sharded[size=32Ki]:cache[mode=writeback,size=1Mi,lag=100ms,mem=1Mi]:" RETRY
-			"remote",
-		.below = "sharded:remote",
-		.ns = 300 * MS,
-		.pause_ns = MS,
-		.fails = 30000
-	};
-
-	return live(&p, model);
-}
-
-static CO_FN int remote_on_disk(void *model)
-{
-	static const struct plan p = { .chain = CACHE(",durability=remote") DISK,
-				       .below = DISK,
-				       .ns = 300 * MS,
-				       .pause_ns = MS,
-				       .is_prefix = true,
-				       .fails = 30000 };
-
-	return live(&p, model);
-}
-
-static CO_FN int bad_disk(void *model)
-{
-	static const struct plan p = { .chain = CACHE("") DISK,
-				       .below = DISK,
-				       .ns = 300 * MS,
-				       .pause_ns = MS,
-				       .is_prefix = true,
-				       .fails = 30000,
-				       .faults = { .read_ppm = 2000,
-						   .write_ppm = 2000,
-						   .sync_ppm = 2000,
-						   .short_ppm = 20000 } };
-
-	return live(&p, model);
-}
-
-/* 24 hours. */
-static CO_FN int day(void *model)
-{
-	static const struct plan p = { .chain = "sharded[size=32Ki]:" CACHE("") RETRY "remote",
-				       .below = "sharded:remote",
-				       .ns = UINT64_C(24) * 3600 * 1000 * MS,
-				       .pause_ns = 100000 * MS,
-				       .has_weather = true };
-
-	return live(&p, model);
-}
-
-static CO_FN int full_disk(void *model)
-{
-	static const struct plan p = {
-		.chain = "cache[disk=/disk/c,size=8Mi,mode=writeback,lag=100ms,uploads=4]:" DISK,
-		.below = DISK,
-		.ns = 300 * MS,
-		.pause_ns = MS / 4,
-		.is_prefix = true,
-		.faults = { .space = 900 * KI }
-	};
-
-	return live(&p, model);
-}
-
-static CO_FN int flipped(void *model)
-{
-	static const struct plan p = { .chain = CACHE("") DISK,
-				       .below = DISK,
-				       .ns = 300 * MS,
-				       .pause_ns = MS,
-				       .is_prefix = true,
-				       .is_flipped = true };
-
-	return live(&p, model);
-}
+PLAN(disk_idle, .chain = "cache[disk=/disk/c,size=1Mi,mode=writeback,lag=10ms]:" DISK,
+     .below = DISK, .ns = 2300 * MS, .idle_ns = 1013 * MS, .pause_ns = 40 * MS, .is_prefix = true)
+PLAN(objects, SHORT, .chain = "sharded[size=32Ki]:" CACHE("") RETRY "remote",
+     .below = "sharded:remote", .fails = 30000)
+PLAN(above_sharded, SHORT, .chain = CACHE("") "sharded[size=32Ki,age=50ms]:" RETRY "remote",
+     .below = "sharded:remote", .is_prefix = true, .fails = 30000)
+PLAN(in_memory, SHORT,
+     .chain = "sharded[size=32Ki]:cache[mode=writeback,size=1Mi,lag=100ms,mem=1Mi]:" RETRY "remote",
+     .below = "sharded:remote", .fails = 30000)
+PLAN(remote_on_disk, SHORT, .chain = CACHE(",durability=remote") DISK, .below = DISK,
+     .is_prefix = true, .fails = 30000)
+PLAN(bad_disk, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true, .fails = 30000,
+     .faults = { .read_ppm = 2000, .write_ppm = 2000, .sync_ppm = 2000, .short_ppm = 20000 })
+PLAN(day, .chain = "sharded[size=32Ki]:" CACHE("") RETRY "remote", .below = "sharded:remote",
+     .ns = UINT64_C(24) * 3600 * 1000 * MS, .pause_ns = 100000 * MS, .has_weather = true)
+PLAN(full_disk, .chain = "cache[disk=/disk/c,size=8Mi,mode=writeback,lag=100ms,uploads=4]:" DISK,
+     .below = DISK, .ns = 300 * MS, .pause_ns = MS / 4, .is_prefix = true,
+     .faults = { .space = 900 * KI })
+PLAN(flipped, SHORT, .chain = CACHE("") DISK, .below = DISK, .is_prefix = true, .is_flipped = true)
 
 #define CRASHES(how) .model_len = sizeof(struct model), .crash = how, .crashes = 3, .seeds = 25
 

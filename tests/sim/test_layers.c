@@ -10,17 +10,9 @@
 #include <string.h>
 
 #include "nbdrs/cleanup.h"
-#include "nbdrs/layer.h"
-#include "sim.h"
+#include "traffic.h"
 
-enum {
-	KI = 1024,
-	BLOCK = 4 * KI,
-	BLOCKS = 384,
-	WRITERS = 3,
-	READERS = 2,
-	WORDS = BLOCK / sizeof(uint64_t)
-};
+enum { BLOCKS = 384, WRITERS = 3, READERS = 2 };
 #define NS_PER_S UINT64_C(1000000000)
 #define SHORT_NS UINT64_C(150000000) /* of a life that crashes */
 #define PAUSE_NS UINT64_C(2000000)
@@ -37,10 +29,9 @@ struct model {
 
 struct traffic {
 	struct model *m;
-	struct chain *chain;
+	struct volume volume;
 	uint64_t pause_ns; /* between the requests of a fiber, about */
 	uint64_t place;    /* where most of the requests go, so that they meet */
-	bool is_over;
 };
 
 /* Every fourth version is zeroes. */
@@ -52,16 +43,6 @@ static bool is_zero(uint64_t version)
 static uint64_t word_of(uint64_t block, uint64_t version)
 {
 	return is_zero(version) ? 0 : version << 16 | block;
-}
-
-static CO_FN struct chan *chan_of(struct traffic *t)
-{
-	int rc = 0;
-	struct chan *c = chain_chan(t->chain, &rc);
-
-	if (c == NULL)
-		(void)sim_failed(__FILE__, __LINE__, "no channel: %d", rc);
-	return c;
 }
 
 static struct ext ext_of(uint64_t block)
@@ -87,18 +68,10 @@ static uint64_t version_of(uint64_t block, const uint64_t *words, uint64_t from,
 										       : UINT64_MAX;
 }
 
-static CO_FN int read_block(struct chan *c, uint64_t block, uint64_t *words)
-{
-	struct iovec v;
-	struct iov iov = iov_one(&v, words, BLOCK);
-
-	return ch_read(c, ext_of(block), &iov, 0);
-}
-
 /* After a crash: what was found is what is there from now on. */
 static CO_FN int check_all(struct traffic *t)
 {
-	struct chan *c = chan_of(t);
+	struct chan *c = volume_chan(&t->volume);
 
 	for (uint64_t k = 0; c != NULL && k < BLOCKS; k++) {
 		struct block *b = &t->m->blocks[k];
@@ -141,7 +114,7 @@ static CO_FN int write_block(struct chan *c, struct model *m, uint64_t block)
 
 static bool goes_on(struct traffic *t)
 {
-	return !t->is_over && now_ns() < t->m->until;
+	return now_ns() < t->m->until;
 }
 
 static CO_FN void pause_between(const struct traffic *t)
@@ -166,7 +139,7 @@ struct fiber {
 static CO_FN void write_on(void *arg)
 {
 	struct fiber f = *(struct fiber *)arg;
-	struct chan *c = chan_of(f.t);
+	struct chan *c = volume_chan(&f.t->volume);
 
 	while (c != NULL && goes_on(f.t)) {
 		uint64_t block = choose_block(f.t) / WRITERS * WRITERS + f.number;
@@ -181,7 +154,7 @@ static CO_FN void write_on(void *arg)
 static CO_FN void read_on(void *arg)
 {
 	struct fiber f = *(struct fiber *)arg;
-	struct chan *c = chan_of(f.t);
+	struct chan *c = volume_chan(&f.t->volume);
 
 	while (c != NULL && goes_on(f.t)) {
 		uint64_t block = choose_block(f.t), words[WORDS];
@@ -201,7 +174,7 @@ static CO_FN void read_on(void *arg)
 static CO_FN void flush_on(void *arg)
 {
 	struct fiber f = *(struct fiber *)arg;
-	struct chan *c = chan_of(f.t);
+	struct chan *c = volume_chan(&f.t->volume);
 	uint64_t answered[BLOCKS];
 
 	while (c != NULL && goes_on(f.t)) {
@@ -233,58 +206,29 @@ static CO_FN void run_traffic(struct traffic *t)
 
 /* ---- a life ---- */
 
-static CO_FN int make(const struct spec *spec, struct model *m)
-{
-	struct chain *chain = NULL;
-	struct err err = { "" };
-	int rc = chain_build(spec, "disk0", false, &chain, &err);
-
-	if (rc == 0)
-		rc = chain_create(chain, (uint64_t)BLOCKS * BLOCK, false, &err);
-	chain_free(chain);
-	SIM_EXPECT(rc == 0, "%s", err.msg);
-	m->is_made = true;
-	return 0;
-}
-
 /* Checks what is there, then more traffic. */
-static CO_FN int use(const struct spec *spec, struct model *m, uint64_t ns, uint64_t pause_ns,
-		     CO_FN void (*meanwhile)(void *arg))
+static CO_FN int live(const char *text, struct model *m, uint64_t ns, uint64_t pause_ns,
+		      CO_FN void (*meanwhile)(void *arg))
 {
 	struct traffic t = { .m = m, .pause_ns = pause_ns };
 	struct co_group g = CO_GROUP_INIT;
 	struct err err = { "" };
 	int rc;
 
-	if (!m->is_made && make(spec, m) != 0)
+	if (!m->is_made && volume_create(text, (uint64_t)BLOCKS * BLOCK) != 0)
 		return -1;
-	SIM_EXPECT(chain_build(spec, "disk0", false, &t.chain, &err) == 0, "%s", err.msg);
-	SIM_EXPECT(chain_open(t.chain, &err) == 0, "%s", err.msg);
+	m->is_made = true;
+	SIM_EXPECT(volume_open(&t.volume, text, &err) == 0, "%s", err.msg);
 	rc = check_all(&t);
 	m->until = now_ns() + ns;
 	if (rc == 0 && meanwhile != NULL)
 		co_group_spawn(&g, meanwhile, &t);
 	if (rc == 0)
 		run_traffic(&t);
-	t.is_over = true;
 	co_group_wait(&g);
-	SIM_EXPECT(chain_close(t.chain) == 0);
+	SIM_EXPECT(volume_close(&t.volume) == 0);
 	for (unsigned k = 0; k < BLOCKS; k++)
 		m->blocks[k].flushed = m->blocks[k].answered;
-	chain_free(t.chain);
-	return rc;
-}
-
-static CO_FN int live(const char *text, void *model, uint64_t ns, uint64_t pause_ns,
-		      CO_FN void (*meanwhile)(void *arg))
-{
-	struct spec *spec = NULL;
-	struct err err = { "" };
-	int rc;
-
-	SIM_EXPECT(spec_parse(text, &spec, &err) == 0, "%s", err.msg);
-	rc = use(spec, model, ns, pause_ns, meanwhile);
-	spec_free(spec);
 	return rc;
 }
 
@@ -312,29 +256,16 @@ static CO_FN int cached_disk(void *model)
 		    PAUSE_NS, NULL);
 }
 
-/* The weather of a day: good, failing, and away for up to ten minutes. */
-static CO_FN void weather(void *arg)
+static CO_FN void weather_of(void *arg)
 {
 	const struct traffic *t = arg;
-	static const int errors[] = { -EAGAIN, -ETIMEDOUT, -ECONNRESET, -ECONNREFUSED };
 
-	while (now_ns() < t->m->until) {
-		uint64_t ns = NS_PER_S * (10 + sim_below(590));
-		uint64_t kind = sim_below(3);
-
-		sim_remote_fails(errors[sim_below(ARRAY_LEN(errors))],
-				 kind == 0   ? 0
-				 : kind == 1 ? 200000
-					     : 1000000,
-				 now_ns() + ns);
-		co_sleep(ns + NS_PER_S * sim_below(600));
-	}
-	sim_remote_fails(0, 0, 0);
+	weather(t->m->until);
 }
 
 static CO_FN int day(void *model)
 {
-	return live(SHARDED "remote", model, 24 * 3600 * NS_PER_S, 12 * NS_PER_S, weather);
+	return live(SHARDED "remote", model, 24 * 3600 * NS_PER_S, 12 * NS_PER_S, weather_of);
 }
 
 /* Nothing volatile but time: the layers for tests, with errors that retry must hide. */
@@ -347,18 +278,15 @@ static CO_FN int day_in_memory(void *model)
 }
 
 #define MODEL .model_len = sizeof(struct model)
-#define CRASHES(fn) \
-	.scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30, .weight = 10
+#define CRASHES(fn)                                                                              \
+	.scenario = fn, .recover = fn, MODEL, .crash = SIM_ANY_CRASH, .crashes = 3, .seeds = 30, \
+	.weight = 10
 
 static const struct sim_case cases[] = {
 	{ .name = "sharded", CRASHES(sharded_short) },
 	{ .name = "cache-sharded", CRASHES(cached_short) },
 	{ .name = "cache-disk", CRASHES(cached_disk) },
-	{ .name = "sharded-24h",
-	  .scenario = day,
-	  .recover = sharded_short,
-	  MODEL,
-	  .weight = 500 },
+	{ .name = "sharded-24h", .scenario = day, .recover = sharded_short, MODEL, .weight = 500 },
 	{ .name = "retry-24h", .scenario = day_in_memory, MODEL, .weight = 500 },
 };
 

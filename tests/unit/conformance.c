@@ -8,10 +8,15 @@
  */
 #include "conformance.h"
 
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
 #include <errno.h>
 #include <inttypes.h>
 #include <malloc.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,13 +91,17 @@ static void take_value(struct info *i, const char *key, const char *value)
 		q->value = strtoull(value, NULL, 10);
 }
 
-uint64_t run_status(struct run *r, const char *key)
+uint64_t conform_status(struct layer *l, const char *key)
 {
 	struct status_query q = { .info = { take_value }, .key = key, .value = UINT64_MAX };
-	struct layer *top = chain_top(r->chain);
 
-	top->ops->status(top, &q.info);
+	l->ops->status(l, &q.info);
 	return q.value;
+}
+
+uint64_t run_status(struct run *r, const char *key)
+{
+	return conform_status(chain_top(r->chain), key);
 }
 
 /* The chain's text with the folder in the place of each "@". */
@@ -252,6 +261,20 @@ const char *conform_with(const struct conform *what, int (*fn)(void *run))
 	(void)snprintf(failure, sizeof(failure), "%s: %s", what->text, r.failure);
 	pthread_mutex_destroy(&r.lock);
 	return r.failure[0] ? failure : NULL;
+}
+
+static CO_FN int nothing(void *arg)
+{
+	return 0;
+}
+
+void conform_refuses(const char *text, const char *message)
+{
+	const struct conform what = { .text = text, .size = MI, .in_memory = true };
+	const char *failure = conform_with(&what, nothing);
+
+	if (!failure || !strstr(failure, message))
+		fail_msg("%s: %s", text, failure ? failure : "was accepted");
 }
 
 const char *conform_run(const struct conform *what, const struct conform_case *c)

@@ -76,6 +76,9 @@ const char *conform_run(const struct conform *what, const struct conform_case *c
 /* Opens, runs fn in a fiber of reactor 0, closes. As conform_run. */
 const char *conform_with(const struct conform *what, int (*fn)(void *run));
 
+/* The chain cannot be opened, and the error has `message` in it; else the test fails. */
+void conform_refuses(const char *text, const char *message);
+
 /* This reactor's channel; NULL after conform_fail. */
 CO_FN struct chan *run_chan(struct run *r);
 
@@ -91,7 +94,8 @@ void run_model(struct run *r, uint64_t off, const void *data, uint64_t len);
 /* Compares what was read byte by byte with the model; -1 after conform_fail. */
 int run_compare(struct run *r, uint64_t off, const uint8_t *got, uint64_t len);
 
-/* A number of the top layer's status; UINT64_MAX when there is none of that name. */
+/* A number of a layer's status, or the top one's; UINT64_MAX when there is none of that name. */
+uint64_t conform_status(struct layer *l, const char *key);
 uint64_t run_status(struct run *r, const char *key);
 
 /* Opens and closes the built chain. -1 after conform_fail. */

@@ -9,8 +9,8 @@
  *	mode=writeback		a write is answered when it is in a journal, on disk or in memory,
  *				and is sent below later. On top of the other mode, which is how it
  *				reads and writes below. Requests: cache_back.c, cache_objects.c; the
- *				journal: cache_journal.c, _room, _segment, _replay, _record; what of
- *				it is not below yet: cache_dirty.c, _queue; sending: cache_send.c,
+ *				journal: cache_journal.c, _room, _segment, _replay, _remove, _record; what
+ *				of it is not below yet: cache_dirty.c, _queue; sending: cache_send.c,
  *				_pace, _unit
  *
  * Promises. Writing through: those of the layer below, for flush, FUA, trim, crash and several
@@ -28,6 +28,7 @@
 
 #include "layer/cache/cache_int.h"
 #include "layer/layers.h"
+#include "nbdrs/cleanup.h"
 #include "nbdrs/opt.h"
 
 #define SIZE_DISK UINT64_C(1 << 30)
@@ -325,15 +326,30 @@ static CO_FN int cache_create(struct layer *l, const struct obj *obj, uint64_t s
 	return layer_create(l->kids[0], obj, size, force, err);
 }
 
-/* The journal goes with its volume. */
+static CO_FN int destroy_below(struct layer *l, const struct obj *obj, struct err *err)
+{
+	return !l->is_keyed || kid_makes(l, false) ? layer_destroy(l->kids[0], obj, err) : 0;
+}
+
+/* The journal goes with its volume. That it is this volume's is asked before anything goes. */
 static CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err)
 {
 	const struct cache *c = l->self;
-	int rc = 0;
+	_cleanup_free_ char *volume = NULL;
+	struct journal_removal r = { .folder = c->disk };
+	int rc;
 
-	if (!l->is_keyed || kid_makes(l, false))
-		rc = layer_destroy(l->kids[0], obj, err);
-	return rc || !c->disk ? rc : journal_remove(c->disk, err);
+	if (!c->disk)
+		return destroy_below(l, obj, err);
+	volume = back_volume(l);
+	if (!volume)
+		return err_set(err, -ENOMEM, "out of memory");
+	r.volume = volume;
+	r.any_export = !c->volume && !l->is_keyed && !l->export_name;
+	rc = journal_may_remove(&r, err);
+	if (!rc)
+		rc = destroy_below(l, obj, err);
+	return rc ? rc : journal_remove(&r, err);
 }
 
 /* --- Looking at it ---------------------------------------------------------------------------- */

@@ -16,6 +16,9 @@
 #include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
 
+/* Units looked at before others have their turn; of one stripe they may be more. */
+enum { TURN = 512 };
+
 /* --- Life ------------------------------------------------------------------------------------- */
 
 int dirty_init(struct dirty *d, bool by_object)
@@ -27,6 +30,7 @@ int dirty_init(struct dirty *d, bool by_object)
 	for (unsigned i = 0; i < DIRTY_STRIPES; i++) {
 		(void)pthread_mutex_init(&d->stripes[i].lock,
 					 NULL); /* can't fail for a default one */
+		list_init(&d->stripes[i].units);
 		for (unsigned k = 0; k < DIRTY_BUCKETS; k++)
 			list_init(&d->stripes[i].buckets[k]);
 	}
@@ -41,6 +45,7 @@ static void unit_free(struct dirty *d, struct unit *u)
 {
 	unit_drop_all(d, u);
 	list_del(&u->chain);
+	list_del(&u->all);
 	free(u->v);
 	free(u);
 	atomic_fetch_sub(&d->units_n, 1);
@@ -51,12 +56,11 @@ void dirty_free(struct dirty *d)
 	if (!d->stripes)
 		return;
 	for (unsigned i = 0; i < DIRTY_STRIPES; i++) {
-		for (unsigned k = 0; k < DIRTY_BUCKETS; k++)
-			list_for_each(u, &d->stripes[i].buckets[k], struct unit, chain)
-			{
-				list_del(&u->node);
-				unit_free(d, u);
-			}
+		list_for_each(u, &d->stripes[i].units, struct unit, all)
+		{
+			list_del(&u->node);
+			unit_free(d, u);
+		}
 		(void)pthread_mutex_destroy(&d->stripes[i].lock);
 	}
 	(void)pthread_mutex_destroy(&d->lock);
@@ -121,6 +125,7 @@ static struct unit *get(struct dirty *d, struct dirty_stripe *st, uint64_t key, 
 	co_wq_init(&u->wq);
 	list_init(&u->node);
 	list_add(bucket(st, key), &u->chain);
+	list_add(&st->units, &u->all);
 	atomic_fetch_add(&d->units_n, 1);
 	return u;
 }
@@ -355,27 +360,58 @@ void look_end(struct look *l)
 	l->n = 0;
 }
 
+/* --- All of them ------------------------------------------------------------------------------ */
+
+/*
+ * Calls fn for each unit, with its stripe's lock held, until it returns an error. Between stripes
+ * others have their turn: 65,536 units are milliseconds.
+ */
+static CO_FN int each_unit(struct dirty *d, int (*fn)(void *arg, struct unit *u), void *arg)
+{
+	unsigned since_turn = 0;
+	int rc = 0;
+
+	for (unsigned i = 0; i < DIRTY_STRIPES && !rc; i++) {
+		struct dirty_stripe *st = &d->stripes[i];
+
+		pthread_mutex_lock(&st->lock);
+		list_for_each(u, &st->units, struct unit, all)
+		{
+			if (!rc)
+				rc = fn(arg, u);
+			since_turn++;
+		}
+		pthread_mutex_unlock(&st->lock);
+		if (since_turn > TURN) {
+			since_turn = 0;
+			co_yield();
+		}
+	}
+	return rc;
+}
+
+struct object_visit {
+	int (*fn)(void *arg, const struct obj *obj, enum dirty_state s, uint64_t end);
+	void *arg;
+};
+
+static int visit_object(void *arg, struct unit *u)
+{
+	const struct object_visit *v = arg;
+	const bool is_gone = u->gone_seq != 0;
+
+	if (!u->data_end && !is_gone)
+		return 0;
+	return v->fn(v->arg, &u->obj, is_gone ? DIRTY_GONE : DIRTY_THERE, u->data_end);
+}
+
 int dirty_each_object(struct dirty *d,
 		      int (*fn)(void *arg, const struct obj *obj, enum dirty_state s, uint64_t end),
 		      void *arg)
 {
-	int rc = 0;
+	struct object_visit v = { fn, arg };
 
-	for (unsigned i = 0; i < DIRTY_STRIPES * DIRTY_BUCKETS && !rc; i++) {
-		struct dirty_stripe *st = &d->stripes[i / DIRTY_BUCKETS];
-
-		pthread_mutex_lock(&st->lock);
-		list_for_each(u, &st->buckets[i % DIRTY_BUCKETS], struct unit, chain)
-		{
-			const bool is_gone = u->gone_seq != 0;
-
-			if (!rc && (u->data_end || is_gone))
-				rc = fn(arg, &u->obj, is_gone ? DIRTY_GONE : DIRTY_THERE,
-					u->data_end);
-		}
-		pthread_mutex_unlock(&st->lock);
-	}
-	return rc;
+	return each_unit(d, visit_object, &v);
 }
 
 /* --- Targets ---------------------------------------------------------------------------------- */
@@ -396,39 +432,37 @@ int dirty_target(struct dirty *d, const struct obj *obj, struct target *t)
 	return u ? 0 : -ENOENT;
 }
 
-static int add_target(struct target **v, size_t *n, size_t *room, struct unit *u)
+struct targets {
+	struct target *v;
+	size_t n, room;
+};
+
+static int add_target(void *arg, struct unit *u)
 {
-	if (*n == *room) {
-		const size_t more = MAX(2 * *room, (size_t)64);
-		struct target *bigger = realloc(*v, more * sizeof(*bigger));
+	struct targets *t = arg;
+
+	if (u->done >= u->newest)
+		return 0;
+	if (t->n == t->room) {
+		const size_t room = MAX(2 * t->room, (size_t)64);
+		struct target *bigger = realloc(t->v, room * sizeof(*bigger));
 
 		if (!bigger)
 			return -ENOMEM;
-		*v = bigger;
-		*room = more;
+		t->v = bigger;
+		t->room = room;
 	}
 	atomic_fetch_add(&u->refs, 1);
-	(*v)[(*n)++] = (struct target){ u, u->newest, u->attempts };
+	t->v[t->n++] = (struct target){ u, u->newest, u->attempts };
 	return 0;
 }
 
 int dirty_targets(struct dirty *d, struct target **v, size_t *n)
 {
-	size_t room = 0;
-	int rc = 0;
+	struct targets t = { 0 };
+	int rc = atomic_load(&d->units_n) ? each_unit(d, add_target, &t) : 0;
 
-	*v = NULL;
-	*n = 0;
-	if (!atomic_load(&d->units_n))
-		return 0;
-	for (unsigned i = 0; i < DIRTY_STRIPES * DIRTY_BUCKETS; i++) {
-		struct dirty_stripe *st = &d->stripes[i / DIRTY_BUCKETS];
-
-		pthread_mutex_lock(&st->lock);
-		list_for_each(u, &st->buckets[i % DIRTY_BUCKETS], struct unit,
-			      chain) if (!rc && u->done < u->newest)
-			rc = add_target(v, n, &room, u);
-		pthread_mutex_unlock(&st->lock);
-	}
+	*v = t.v;
+	*n = t.n;
 	return rc;
 }

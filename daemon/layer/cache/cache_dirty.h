@@ -8,8 +8,9 @@
  * reference to its segment.
  *
  * A unit stands in one of four queues: those that somebody waits for, those that wait for their
- * time, oldest first, those that failed, those that are sent. Its struct lives while it has
- * something unsent or somebody knows it (refs).
+ * time, those that failed, those that are sent. Each is in the order in which they came there; for
+ * those that wait this is nearly the order of their age, but for what changed while it was sent. Its
+ * struct lives while it has something unsent or somebody knows it (refs).
  */
 #ifndef NBDRS_LAYER_CACHE_DIRTY_H
 #define NBDRS_LAYER_CACHE_DIRTY_H
@@ -37,7 +38,8 @@ enum unit_queue { UNIT_NONE, UNIT_WANTED, UNIT_YOUNG, UNIT_FAILED, UNIT_BUSY, UN
 
 /* Up to `wq` under the lock of its stripe, from `node` to `error` under d->lock. */
 struct unit {
-	struct list chain;
+	struct list chain;    /* in its bucket */
+	struct list all;      /* in `units` of its stripe */
 	struct dirty_part *v; /* ascending, none overlap */
 	size_t n, room;
 	uint64_t data_end; /* of an object: so long it is at least, 0 = it need not be there */
@@ -54,7 +56,7 @@ struct unit {
 	struct list node;
 	enum unit_queue queue;
 	uint64_t since; /* ns: its oldest change, or younger than that while it is sent */
-	int error;      /* of the last attempt */
+	int error;      /* of the last attempt, also while it is tried again */
 
 	uint64_t key, window; /* mixed hash of both; of a disk, which 4 MiB */
 	struct obj obj;
@@ -65,12 +67,15 @@ struct dirty {
 	_Atomic uint64_t units_n, parts_n, bytes;
 	struct dirty_stripe {
 		pthread_mutex_t lock;
+		struct list units;
 		struct list buckets[DIRTY_BUCKETS];
 	} * stripes;
 
-	pthread_mutex_t lock; /* of the queues; taken last */
+	pthread_mutex_t lock; /* of the queues; after a stripe's, before the journal's */
 	struct list queues[UNIT_QUEUES];
-	struct co_wq work; /* something was queued */
+	struct co_wq work;  /* something was queued */
+	uint64_t refused_n; /* units whose error time will not mend */
+	int refused;        /* the newest such error */
 };
 
 /* -ENOMEM. */
@@ -100,13 +105,14 @@ bool dirty_look(struct dirty *d, const struct obj *obj, uint64_t off, uint64_t e
 void look_end(struct look *l);
 
 /* GONE: below, it has to go first; what is here is all of it then. */
-enum dirty_state { DIRTY_NONE, DIRTY_THERE, DIRTY_GONE };
+enum dirty_state { DIRTY_THERE, DIRTY_GONE };
 /*
  * Calls fn for each object that has changes, with its data_end. It must not suspend. Not 0 ends it.
  */
-int dirty_each_object(struct dirty *d,
-		      int (*fn)(void *arg, const struct obj *obj, enum dirty_state s, uint64_t end),
-		      void *arg);
+CO_FN int dirty_each_object(struct dirty *d,
+			    int (*fn)(void *arg, const struct obj *obj, enum dirty_state s,
+				      uint64_t end),
+			    void *arg);
 
 /* --- For sending ------------------------------------------------------------------------------ */
 
@@ -142,11 +148,11 @@ struct target {
 };
 
 /*
- * The unit of an object (or NULL), or all units: what they have by now. The caller frees *v.
- * -ENOMEM.
+ * The unit of an object (-ENOENT), or all units: what they have by now, and some of what comes
+ * meanwhile. The caller frees *v. -ENOMEM: *v has those that there was room for.
  */
 int dirty_target(struct dirty *d, const struct obj *obj, struct target *t);
-int dirty_targets(struct dirty *d, struct target **v, size_t *n);
+CO_FN int dirty_targets(struct dirty *d, struct target **v, size_t *n);
 /*
  * Wants it sent, and waits until it is, or one attempt that began after the target was taken has
  * failed.
@@ -161,7 +167,7 @@ uint64_t dirty_fill(struct dirty *d);
 
 struct dirty_view {
 	uint64_t bytes, units;
-	uint64_t since; /* ns: of the oldest change; 0 = there is none */
+	uint64_t since; /* ns: about that of the oldest change; 0 = there is none */
 	int refused;    /* an error that time will not mend */
 };
 

@@ -51,19 +51,22 @@ struct back {
 
 	/* Sending; on one reactor. */
 	struct reactor *home;
-	struct chan *chan; /* of this layer */
-	struct co_group workers;
+	struct chan *chan;  /* of this layer */
+	unsigned workers_n; /* changed there, under dirty.lock once they run */
+	struct co_wq ended; /* workers_n is 0 */
 
 	/* Under dirty.lock. */
-	bool is_stopping, has_keeper, is_freeing;
-	uint64_t retry_at;  /* ns: failed ones are not tried before */
-	uint64_t bad_since; /* ns: the first failure since the last success, 0 = all is well */
-	int error;          /* the last one; 0 after a success */
+	bool is_stopping, is_freeing;
+	uint64_t keeper_due; /* ns: when the keeper wakes up; UINT64_MAX = there is none */
+	uint64_t retry_at;   /* ns: failed ones are not tried before */
+	uint64_t free_at;    /* ns: nor are segments given back before this */
+	uint64_t bad_since;  /* ns: the first failure since the last success, 0 = all is well */
+	int error;           /* the last one; 0 after a success */
 	unsigned failed_in_row;
 	uint64_t sends, sent_bytes, failures;
 	uint64_t second, this_second, last_second; /* bytes sent in them */
 	uint64_t pace_until; /* ns: writers that are slowed have their turns up to here */
-	struct log_gate gate;
+	struct log_gate gate, journal_gate;
 };
 
 /* --- cache_through.c: to the layer below, past the journal ------------------------------------ */
@@ -97,6 +100,8 @@ CO_FN int back_append(struct back *b, struct record *r);
 
 /* Opens journal and index and starts sending. */
 CO_FN int back_open(struct layer *l, struct err *err);
+/* Whose journal it is; the caller frees it. NULL = no memory. */
+char *back_volume(const struct layer *l);
 /* Sends what there is, once, and ends. */
 CO_FN void back_close(struct layer *l);
 /* Everything that was answered is below; its flush is the caller's. */
@@ -111,6 +116,10 @@ enum { FILL_SLOW = 700000, FILL_ALL = 1000000 };
 uint64_t back_fill(struct back *b);
 /* Something was sent, or not. */
 void back_account(struct back *b, const char *what, uint64_t bytes, int rc);
+/* The layer below was flushed, or not. */
+void back_account_flush(struct back *b, int rc);
+/* The journal's own files failed when they were to be given back. */
+void back_account_journal(struct back *b, int rc);
 /* Slows a writer of so many bytes down, or refuses it. */
 CO_FN int back_throttle(struct back *b, uint64_t len);
 /* Of struct journal_conf. */

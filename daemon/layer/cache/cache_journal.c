@@ -12,7 +12,8 @@
  * segments were synced when they ceased to be it. Those who come while it runs share the next.
  *
  * When a write fails its makers are told, and the numbers of those records are not used again: what
- * the file has of them is written over, or ends the segment.
+ * the file has of them is written over, or ends the segment. A segment whose head could not be written
+ * is cleared or removed before anything else is written; if neither can be done the journal has ended.
  */
 #include "layer/cache/cache_journal.h"
 
@@ -29,6 +30,9 @@
 
 /* Bytes of a batch. */
 enum { BATCH_LEN = 4 << 20 };
+
+/* The checksum of so much data takes some 50 us: a thread makes it. */
+enum { SUM_LEN = 1 << 20 };
 
 enum { SEGMENT_MIN = 256 << 10, SEGMENT_MAX = 64 << 20, SEGMENTS = 32 };
 
@@ -117,6 +121,17 @@ struct segment *journal_head(struct journal *j)
 
 /* --- Syncing ---------------------------------------------------------------------------------- */
 
+/* With the lock held. */
+static void set_error(struct journal *j, int rc)
+{
+	if (j->error)
+		return;
+	j->error = rc;
+	log_error(
+		"%s: the journal cannot be synced: writes and flushes fail from now on folder=%s error=%s",
+		j->conf.name, j->conf.folder, err_name(rc));
+}
+
 /* With the lock held, but not meanwhile; nobody else syncs. */
 static CO_FN void sync_once(struct journal *j)
 {
@@ -133,14 +148,10 @@ static CO_FN void sync_once(struct journal *j)
 	segment_put(head);
 	j->is_syncing = false;
 	j->syncs++;
-	if (rc && !j->error) {
-		j->error = rc;
-		log_error(
-			"%s: the journal cannot be synced: writes and flushes fail from now on folder=%s error=%s",
-			j->conf.name, j->conf.folder, err_name(rc));
-	} else if (!rc) {
+	if (rc)
+		set_error(j, rc);
+	else
 		j->synced = MAX(j->synced, to);
-	}
 	co_wq_wake_all(&j->sync_wq);
 }
 
@@ -178,6 +189,30 @@ int journal_read(struct journal *j, struct segment *seg, uint64_t at, uint64_t s
 
 /* --- A new head; by the one who writes -------------------------------------------------------- */
 
+/*
+ * A head that could not be written may be there all the same, and would end the segment in which the
+ * journal goes on: no record is written before it is gone.
+ */
+static CO_FN void take_back(struct journal *j, struct segment *seg)
+{
+	int rc = segment_clear(seg);
+
+	if (rc) {
+		rc = segment_remove(j, seg);
+		if (!rc)
+			rc = io_fsync(j->dir_fd);
+		seg = NULL;
+	}
+	pthread_mutex_lock(&j->lock);
+	if (rc)
+		set_error(j, rc);
+	if (seg) {
+		list_add(&j->spare, &seg->node);
+		j->spare_n++;
+	}
+	pthread_mutex_unlock(&j->lock);
+}
+
 /* `old`: the one so far; NULL = none. */
 static CO_FN int new_head(struct journal *j, const struct segment *old)
 {
@@ -191,17 +226,16 @@ static CO_FN int new_head(struct journal *j, const struct segment *old)
 		return rc;
 	seg->number = number;
 	rc = segment_write_head(j, seg, j->written);
-	pthread_mutex_lock(&j->lock);
 	if (rc) {
-		list_add(&j->spare, &seg->node);
-		j->spare_n++;
-	} else {
-		list_add(&j->used, &seg->node);
-		j->used_n++;
-		j->head_at = SEGMENT_HEAD;
+		take_back(j, seg);
+		return rc;
 	}
+	pthread_mutex_lock(&j->lock);
+	list_add(&j->used, &seg->node);
+	j->used_n++;
+	j->head_at = SEGMENT_HEAD;
 	pthread_mutex_unlock(&j->lock);
-	return rc;
+	return 0;
 }
 
 /* --- Appending -------------------------------------------------------------------------------- */
@@ -330,11 +364,20 @@ static CO_FN void lead(struct journal *j)
 	journal_stop_writing(j);
 }
 
+static int prepare(void *arg)
+{
+	journal_record_prepare(arg);
+	return 0;
+}
+
 int journal_append(struct journal *j, struct record *r)
 {
 	r->co = co_self();
 	r->is_done = false;
-	journal_record_prepare(r);
+	if (r->type == RECORD_DATA && r->len >= SUM_LEN)
+		(void)offload(prepare, r); /* cannot fail */
+	else
+		(void)prepare(r);
 	pthread_mutex_lock(&j->lock);
 	list_add(&j->waiting, &r->node);
 	while (!r->is_done) {

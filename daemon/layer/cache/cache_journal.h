@@ -90,7 +90,8 @@ struct journal_conf {
 	uint64_t size;      /* bytes in all */
 	bool is_ro;         /* only looked at */
 	/*
-	 * Shows a record, in order: once when it was written, and again at replay. Never suspends.
+	 * Shows a record, in order: once when it was written, and again at replay, in a thread of
+	 * offload()'s. Never suspends.
 	 */
 	void (*show)(void *arg, const struct record *r);
 	/* There is no room: asks for some. Not 0 = what waits for it fails with that. */
@@ -118,8 +119,8 @@ struct journal {
 	bool is_syncing;
 	struct co_wq sync_wq;
 	struct co_wq room_wq; /* where the writer waits for a segment */
-	bool wants_room;
-	_Atomic int error; /* of a sync: it stays */
+	_Atomic int error;    /* of a sync, or of a bad head that is still there: it stays */
+	int free_error;       /* of the last segment that was to be given back; 0 after a success */
 	struct iovec iovs[JOURNAL_IOVS];
 };
 
@@ -130,11 +131,21 @@ struct journal {
 CO_FN int journal_open(struct journal *j, const struct journal_conf *conf, struct err *err);
 /* Nobody uses it. Its files stay. */
 CO_FN void journal_close(struct journal *j);
+
+/* A journal that is to go. */
+struct journal_removal {
+	const char *folder; /* borrowed, as all */
+	const char *volume; /* whose it has to be */
+	bool any_export;    /* or of that disk as an export of whatever name */
+};
+
 /*
- * Removes the folder, whatever is in the journal; it is not open. A folder that is not there is
- * fine.
+ * -EBUSY when it is another volume's, or in use; an error too when that cannot be said. A folder
+ * that is not there is fine.
  */
-CO_FN int journal_remove(const char *folder, struct err *err);
+CO_FN int journal_may_remove(const struct journal_removal *r, struct err *err);
+/* Removes the folder, whatever is in the journal; after the same checks. */
+CO_FN int journal_remove(const struct journal_removal *r, struct err *err);
 
 /*
  * Writes the record and shows it; returns then. Waits for room. -errno: it was not shown. The
@@ -208,6 +219,8 @@ enum { SEGMENT_HEADS = 1024 };
 void segment_head_write(uint8_t *to, const struct segment_head *h, const char *volume);
 enum head_state segment_head_read(const uint8_t *from, struct segment_head *h);
 bool segment_head_is_of(const struct segment_head *h, const char *volume);
+/* The volume's text with the name of an export behind it, as back_volume() makes it. */
+bool segment_head_is_of_export(const struct segment_head *h, const char *volume);
 
 /* Fills r->head, but for what journal_record_seal() adds; the data's checksum is made here. */
 void journal_record_prepare(struct record *r);
@@ -258,8 +271,16 @@ void segment_free(struct segment *seg);
 CO_FN int segment_write_head(struct journal *j, struct segment *seg, uint64_t last_seq);
 /* Makes it spare, and that stable. */
 CO_FN int segment_clear(struct segment *seg);
+/* Its file and itself; it is in no list. */
+CO_FN int segment_remove(struct journal *j, struct segment *seg);
 void segment_name(uint32_t file, char *to, size_t len);
+/* SEGMENT_HEADS bytes: zeroes of a file that was still being made. *size: bytes of the file. */
+CO_FN int segment_read_heads(int fd, uint64_t *size, uint8_t *bytes);
+
 /* The folder, made if it is not there, locked. */
 CO_FN int journal_folder_open(struct journal *j, struct err *err);
+CO_FN int journal_folder_lock(int dir_fd, const char *path, bool is_ro, struct err *err);
+/* The numbers of its files, ascending; the caller frees *files. */
+CO_FN int journal_folder_list(int dir_fd, uint32_t **files, size_t *n);
 
 #endif

@@ -8,6 +8,9 @@
  *	state		since		ends with
  *	good		-		a failure
  *	failing		bad_since	a success; after `after` what `away` says happens
+ *
+ * The layer below fails when it takes no data or no flush. Errors of the journal's own disk are none
+ * of its: they are told apart (cache_send.c).
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -20,6 +23,7 @@
 #define NS_PER_S      UINT64_C(1000000000)
 #define RETRY_MIN_NS  (NS_PER_S / 10)
 #define RETRY_MAX_NS  (5 * NS_PER_S)
+#define FREE_RETRY_NS (NS_PER_S)
 #define PAUSE_MAX_NS  (NS_PER_S / 2)
 #define FULL_PAUSE_NS UINT64_C(2000000)
 
@@ -54,23 +58,18 @@ static void note_failure(struct back *b, int rc)
 	b->failed_in_row++;
 }
 
-void back_account(struct back *b, const char *what, uint64_t bytes, int rc)
+static void note_success(struct back *b)
+{
+	b->error = 0;
+	b->bad_since = b->retry_at = b->failed_in_row = 0;
+}
+
+/* The lock ends here. `what` failed with rc, or all is well and it was not (is_back). */
+static void unlock_and_say(struct back *b, const char *what, int rc, bool is_back)
 {
 	unsigned suppressed = 0;
-	bool is_news = false, was_bad;
+	const bool is_news = (rc || is_back) && log_gate_open(&b->gate, &suppressed);
 
-	pthread_mutex_lock(&b->dirty.lock);
-	was_bad = b->error != 0;
-	if (rc) {
-		note_failure(b, rc);
-	} else {
-		b->sends++;
-		b->error = 0;
-		b->bad_since = b->retry_at = b->failed_in_row = 0;
-		count_sent(b, bytes);
-	}
-	if (rc || was_bad)
-		is_news = log_gate_open(&b->gate, &suppressed);
 	pthread_mutex_unlock(&b->dirty.lock);
 	if (is_news && rc)
 		log_warn(
@@ -80,6 +79,53 @@ void back_account(struct back *b, const char *what, uint64_t bytes, int rc)
 	else if (is_news)
 		log_info("%s: cache: the layer below takes data again suppressed=%u", b->name,
 			 suppressed);
+}
+
+void back_account(struct back *b, const char *what, uint64_t bytes, int rc)
+{
+	bool was_bad;
+
+	pthread_mutex_lock(&b->dirty.lock);
+	was_bad = b->error != 0;
+	if (rc) {
+		note_failure(b, rc);
+	} else {
+		b->sends++;
+		note_success(b);
+		count_sent(b, bytes);
+	}
+	unlock_and_say(b, what, rc, was_bad && !rc);
+}
+
+/* A good one ends what flushes that failed have begun; units that failed speak for themselves. */
+void back_account_flush(struct back *b, int rc)
+{
+	bool was_bad;
+
+	pthread_mutex_lock(&b->dirty.lock);
+	was_bad = b->error != 0;
+	if (rc)
+		note_failure(b, rc);
+	else if (list_empty(&b->dirty.queues[UNIT_FAILED]))
+		note_success(b);
+	unlock_and_say(b, "(flush)", rc, was_bad && !b->error);
+}
+
+/* No data is in danger by that: segments stay in use. */
+void back_account_journal(struct back *b, int rc)
+{
+	unsigned suppressed = 0;
+	bool is_news;
+
+	pthread_mutex_lock(&b->dirty.lock);
+	b->free_at = now_ns() + FREE_RETRY_NS;
+	is_news = log_gate_open(&b->journal_gate, &suppressed);
+	pthread_mutex_unlock(&b->dirty.lock);
+	if (is_news)
+		log_warn(
+			"%s: cache: the journal's files cannot be cleared, they stay in use folder=%s error=%s "
+			"suppressed=%u",
+			b->name, b->c->disk, err_name(rc), suppressed);
 }
 
 /* What the option `away` makes of it: an error, or 0. */

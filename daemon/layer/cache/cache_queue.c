@@ -16,16 +16,30 @@
 
 /* --- Queues; with d->lock held ---------------------------------------------------------------- */
 
+/* What the last attempt said; 0 also when nothing is left that could fail. */
+static void set_error(struct dirty *d, struct unit *u, int rc)
+{
+	if (u->error && !is_transient(u->error))
+		d->refused_n--;
+	u->error = rc;
+	if (rc && !is_transient(rc)) {
+		d->refused_n++;
+		d->refused = rc;
+	}
+}
+
 static void move_to(struct dirty *d, struct unit *u, enum unit_queue q)
 {
 	list_del(&u->node);
 	u->queue = q;
 	if (q != UNIT_NONE)
 		list_add(&d->queues[q], &u->node);
-	if (q == UNIT_NONE)
+	if (q == UNIT_NONE) {
 		u->since = 0;
-	else if (!u->since)
+		set_error(d, u, 0);
+	} else if (!u->since) {
 		u->since = now_ns();
+	}
 }
 
 static struct unit *first_of(const struct dirty *d, enum unit_queue q)
@@ -144,7 +158,7 @@ void unit_end(struct dirty *d, struct unit *u, struct snapshot *s, int rc)
 	}
 	u->is_busy = false;
 	pthread_mutex_lock(&d->lock);
-	u->error = rc;
+	set_error(d, u, rc);
 	if (rc)
 		u->since = s->since;
 	move_to(d, u, !u->n && !u->gone_seq ? UNIT_NONE : rc ? UNIT_FAILED : UNIT_YOUNG);
@@ -221,7 +235,6 @@ void dirty_view(struct dirty *d, struct dirty_view *v)
 		if (u && (!v->since || u->since < v->since))
 			v->since = u->since;
 	}
-	list_for_each(u, &d->queues[UNIT_FAILED], struct unit,
-		      node) if (!v->refused && !is_transient(u->error)) v->refused = u->error;
+	v->refused = d->refused_n ? d->refused : 0;
 	pthread_mutex_unlock(&d->lock);
 }

@@ -144,6 +144,14 @@ bool segment_head_is_of(const struct segment_head *h, const char *volume)
 	       strncmp(h->volume, volume, VOLUME_LEN) == 0;
 }
 
+bool segment_head_is_of_export(const struct segment_head *h, const char *volume)
+{
+	const size_t len = strlen(volume);
+
+	return len < VOLUME_LEN && strncmp(h->volume, volume, len) == 0 &&
+	       strncmp(h->volume + len, " (", 2) == 0;
+}
+
 /* --- Records ---------------------------------------------------------------------------------- */
 
 /* Of the head without its sum, the name behind it, and the salt. */
@@ -214,7 +222,8 @@ static bool is_sound(const struct record *r, uint64_t data_len, uint64_t room)
 		return false;
 	if (r->type != RECORD_DATA)
 		return data_len == 0;
-	return data_len == r->len && r->len && r->len <= room - r->head_len;
+	room -= r->head_len; /* of the data, with its padding */
+	return data_len == r->len && r->len && r->len <= room && align_up(r->len, PAD) <= room;
 }
 
 bool journal_record_parse(const uint8_t *from, uint64_t len, const struct segment *seg,
@@ -242,7 +251,7 @@ bool journal_record_parse(const uint8_t *from, uint64_t len, const struct segmen
 		return false;
 	memcpy(name, from + RECORD_HEAD, name_len);
 	*obj = obj_none;
-	if (name_len && obj_set(obj, name) != 0)
+	if (name_len && (obj_set(obj, name) != 0 || obj->len != name_len))
 		return false;
 	/* Its head alone, for journal_record_data_is_good(). */
 	memcpy(r->head, from, RECORD_HEAD);

@@ -10,12 +10,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 #include "layer/cache/cache_journal.h"
 #include "nbdrs/cleanup.h"
@@ -26,8 +24,6 @@
 enum { LOCK_TRIES = 150 };
 #define LOCK_PAUSE_NS UINT64_C(20000000)
 
-enum { FILES_MAX = 1 << 20 };
-
 struct found {
 	struct segment *seg;
 	struct segment_head head;
@@ -36,58 +32,12 @@ struct found {
 struct replay {
 	struct journal *j;
 	struct err *err;
-	uint32_t *files; /* numbers in names */
-	size_t files_n, files_room;
 	struct found *v; /* with a good head */
 	size_t n;
 	uint64_t last_seq, records;
 };
 
 /* --- Finding ---------------------------------------------------------------------------------- */
-
-/* "journal-000012" -> 12; 0 = another file. */
-static uint32_t parse_name(const char *name)
-{
-	char again[32];
-	unsigned long n;
-	char *end;
-
-	if (strncmp(name, "journal-", 8) != 0)
-		return 0;
-	n = strtoul(name + 8, &end, 10);
-	if (*end || n == 0 || n > FILES_MAX)
-		return 0;
-	segment_name((uint32_t)n, again, sizeof(again));
-	return strcmp(again, name) == 0 ? (uint32_t)n : 0;
-}
-
-static int note_file(void *arg, const char *name)
-{
-	struct replay *r = arg;
-	const uint32_t file = parse_name(name);
-
-	if (!file)
-		return 0;
-	if (r->files_n == r->files_room) {
-		const size_t room = MAX(2 * r->files_room, (size_t)64);
-		uint32_t *files = realloc(r->files, room * sizeof(*files));
-
-		if (!files)
-			return -ENOMEM;
-		r->files = files;
-		r->files_room = room;
-	}
-	r->files[r->files_n++] = file;
-	r->j->last_file = MAX(r->j->last_file, file);
-	return 0;
-}
-
-static int by_number(const void *a, const void *b)
-{
-	const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-
-	return x < y ? -1 : x > y;
-}
 
 static int by_segment(const void *a, const void *b)
 {
@@ -113,8 +63,6 @@ static CO_FN int lock_file(const struct replay *r, int fd)
 /* Opens one file and reads its head. */
 static CO_FN int look_at(struct replay *r, uint32_t file, struct segment *seg, uint8_t *bytes)
 {
-	struct iovec v = { bytes, SEGMENT_HEADS };
-	struct stat st;
 	char name[32];
 	int rc;
 
@@ -124,14 +72,7 @@ static CO_FN int look_at(struct replay *r, uint32_t file, struct segment *seg, u
 	if (seg->fd < 0)
 		return seg->fd;
 	rc = lock_file(r, seg->fd);
-	if (!rc)
-		rc = io_fstat(seg->fd, &st);
-	if (rc)
-		return rc;
-	seg->room = (uint64_t)st.st_size;
-	memset(bytes, 0, SEGMENT_HEADS);
-	/* One that was being made has no head yet. */
-	return seg->room < SEGMENT_HEAD ? 0 : io_pread_full(seg->fd, &v, 1, 0);
+	return rc ? rc : segment_read_heads(seg->fd, &seg->room, bytes);
 }
 
 static int judge_head(struct replay *r, const struct segment *seg, const uint8_t *bytes,
@@ -228,28 +169,26 @@ static bool misses_synced(const struct replay *r, const struct segment *seg, con
 	return false;
 }
 
-/* The records of one segment; `last` is its last one's number where that is known. */
-static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t last)
+/* The records of one segment. */
+struct reading {
+	struct replay *r;
+	struct segment *seg;
+	uint8_t *all;  /* what it holds */
+	uint64_t last; /* its last record's number where that is known */
+};
+
+/* Shows them. Up to 64 MiB of checksums: for offload(). */
+static int show_records(void *arg)
 {
-	struct segment *seg = f->seg;
-	struct iovec v;
+	const struct reading *g = arg;
+	struct replay *r = g->r;
+	struct segment *seg = g->seg;
+	uint64_t at = SEGMENT_HEAD;
 	struct record rec;
 	struct obj obj;
-	uint64_t at = SEGMENT_HEAD;
-	uint8_t *all =
-		mmap(NULL, seg->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	int rc;
 
-	if (all == MAP_FAILED)
-		return err_set(r->err, -ENOMEM, "out of memory");
-	v = (struct iovec){ all, seg->room };
-	rc = io_pread_full(seg->fd, &v, 1, 0);
-	if (rc)
-		(void)err_set(r->err, rc, "layer cache: %s: the journal cannot be read: %s",
-			      r->j->conf.folder, err_name(rc));
-	while (!rc &&
-	       journal_record_parse(all + at, seg->room - at, seg, r->last_seq, &rec, &obj) &&
-	       rec.seq <= last && journal_record_data_is_good(all + at, &rec)) {
+	while (journal_record_parse(g->all + at, seg->room - at, seg, r->last_seq, &rec, &obj) &&
+	       rec.seq <= g->last && journal_record_data_is_good(g->all + at, &rec)) {
 		rec.seg = seg;
 		rec.at += at;
 		r->last_seq = rec.seq;
@@ -257,9 +196,28 @@ static CO_FN int read_segment(struct replay *r, const struct found *f, uint64_t 
 		r->records++;
 		at += journal_record_size(&rec);
 	}
-	if (!rc && (last == UINT64_MAX ? misses_synced(r, seg, all, at) : r->last_seq != last))
-		rc = damaged(r, seg);
-	(void)munmap(all, seg->room); /* can't fail for ours */
+	if (g->last == UINT64_MAX ? misses_synced(r, seg, g->all, at) : r->last_seq != g->last)
+		return damaged(r, seg);
+	return 0;
+}
+
+static CO_FN int read_segment(struct replay *r, struct segment *seg, uint64_t last)
+{
+	struct reading g = { r, seg, NULL, last };
+	struct iovec v;
+	int rc;
+
+	g.all = mmap(NULL, seg->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (g.all == MAP_FAILED)
+		return err_set(r->err, -ENOMEM, "out of memory");
+	v = (struct iovec){ g.all, seg->room };
+	rc = io_pread_full(seg->fd, &v, 1, 0);
+	if (rc)
+		(void)err_set(r->err, rc, "layer cache: %s: the journal cannot be read: %s",
+			      r->j->conf.folder, err_name(rc));
+	else
+		rc = offload(show_records, &g);
+	(void)munmap(g.all, seg->room); /* can't fail for ours */
 	return rc;
 }
 
@@ -282,7 +240,7 @@ static CO_FN int read_all(struct replay *r)
 		list_add(&r->j->used, &seg->node);
 		r->j->spare_n--;
 		r->j->used_n++;
-		rc = read_segment(r, &r->v[i], last);
+		rc = read_segment(r, seg, last);
 	}
 	return rc;
 }
@@ -307,34 +265,30 @@ static CO_FN void drop_odd_spares(struct journal *j)
 {
 	list_for_each(seg, &j->spare, struct segment, node)
 	{
-		char name[32];
-
 		if (seg->room == j->segment_size && j->used_n + j->spare_n <= j->max_n)
 			continue;
-		segment_name(seg->file, name, sizeof(name));
-		(void)io_unlinkat(j->dir_fd, name, 0); /* empty: may as well stay */
 		list_del(&seg->node);
 		j->spare_n--;
-		(void)io_close(seg->fd);
-		segment_free(seg);
+		(void)segment_remove(j, seg); /* empty: may as well stay */
 	}
 }
 
 int journal_replay(struct journal *j, struct err *err)
 {
 	struct replay r = { .j = j, .err = err };
-	int rc = io_list(j->dir_fd, note_file, &r);
+	uint32_t *files = NULL;
+	size_t n = 0;
+	int rc = journal_folder_list(j->dir_fd, &files, &n);
 
 	if (rc)
 		(void)err_set(err, rc, "layer cache: %s cannot be listed: %s", j->conf.folder,
 			      err_name(rc));
-	r.v = calloc(r.files_n + 1, sizeof(*r.v));
+	r.v = calloc(n + 1, sizeof(*r.v));
 	if (!rc && !r.v)
 		rc = err_set(err, -ENOMEM, "out of memory");
-	if (!rc && r.files_n)
-		qsort(r.files, r.files_n, sizeof(*r.files), by_number);
-	for (size_t i = 0; i < r.files_n && !rc; i++)
-		rc = add_file(&r, r.files[i]);
+	for (size_t i = 0; i < n && !rc; i++)
+		rc = add_file(&r, files[i]);
+	j->last_file = n ? files[n - 1] : 0;
 	if (!rc && r.n) {
 		qsort(r.v, r.n, sizeof(*r.v), by_segment);
 		rc = read_all(&r);
@@ -350,6 +304,6 @@ int journal_replay(struct journal *j, struct err *err)
 			 j->conf.name, j->conf.folder, r.records, r.n);
 	}
 	free(r.v);
-	free(r.files);
+	free(files);
 	return rc;
 }

@@ -38,11 +38,10 @@ static CO_FN int wait_for_room(struct journal *j)
 	int rc = j->conf.want_room(j->conf.arg);
 
 	pthread_mutex_lock(&j->lock);
-	if (!rc && list_empty(&j->spare)) {
-		j->wants_room = true;
+	if (!rc && list_empty(&j->spare))
+		rc = j->error ? j->error : j->free_error;
+	if (!rc && list_empty(&j->spare))
 		(void)co_wq_wait_for(&j->room_wq, &j->lock, ROOM_NS); /* looks anew either way */
-		j->wants_room = false;
-	}
 	pthread_mutex_unlock(&j->lock);
 	return rc;
 }
@@ -105,19 +104,6 @@ bool journal_can_free(struct journal *j)
 	return can;
 }
 
-/* A file of a size that is not ours any more. */
-static CO_FN void remove_segment(struct journal *j, struct segment *seg)
-{
-	char name[32];
-
-	if (seg->fd >= 0) {
-		segment_name(seg->file, name, sizeof(name));
-		(void)io_unlinkat(j->dir_fd, name, 0); /* stays, then: it is cleared */
-		(void)io_close(seg->fd);
-	}
-	segment_free(seg);
-}
-
 /* The oldest. */
 static CO_FN int free_oldest(struct journal *j)
 {
@@ -129,9 +115,12 @@ static CO_FN int free_oldest(struct journal *j)
 	seg = list_entry(j->used.next, struct segment, node);
 	pthread_mutex_unlock(&j->lock);
 	rc = segment_clear(seg);
-	if (rc)
-		return rc;
 	pthread_mutex_lock(&j->lock);
+	j->free_error = rc;
+	if (rc) {
+		pthread_mutex_unlock(&j->lock);
+		return rc;
+	}
 	list_del(&seg->node);
 	j->used_n--;
 	keep = seg->room == j->segment_size && j->used_n + j->spare_n < j->max_n;
@@ -141,8 +130,9 @@ static CO_FN int free_oldest(struct journal *j)
 		co_wq_wake_all(&j->room_wq);
 	}
 	pthread_mutex_unlock(&j->lock);
+	/* Its size is not ours any more. Where its file cannot go it stays: it is cleared. */
 	if (!keep)
-		remove_segment(j, seg);
+		(void)segment_remove(j, seg);
 	return 0;
 }
 
@@ -195,6 +185,9 @@ int journal_empty(struct journal *j, int (*flush)(void *arg), void *arg)
 		return rc;
 	}
 	j->is_writing = true; /* who appends waits for some milliseconds */
+	/* After a failure the head may be a spare one on the disk: it takes no more records. */
+	if (j->used_n)
+		j->head_at = journal_head(j)->room;
 	while (!rc && j->used_n) {
 		pthread_mutex_unlock(&j->lock);
 		rc = free_oldest(j);

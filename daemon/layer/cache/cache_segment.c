@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * The journal's folder and its files: made, cleared, removed. See cache_journal.h.
+ * The journal's folder and its files: made, cleared, found. See cache_journal.h.
  *
  * A file gets all its space when it is made, so a full disk shows there and nowhere else, and it is
  * used again and again: syncing data over old data costs the file system less than syncing a file
@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "layer/cache/cache_journal.h"
 #include "layer/file/file_lock.h"
@@ -25,6 +26,8 @@
 #include "nbdrs/reactor.h"
 
 /* --- Segments --------------------------------------------------------------------------------- */
+
+enum { FILES_MAX = 1 << 20 };
 
 void segment_name(uint32_t file, char *to, size_t len)
 {
@@ -63,9 +66,13 @@ static CO_FN int make_file(struct journal *j, struct segment *seg)
 	char name[32];
 	int rc;
 
-	seg->file = ++j->last_file;
+	if (j->last_file >= FILES_MAX)
+		return -ENOSPC; /* replay looks at no more */
+	seg->file = j->last_file + 1;
 	segment_name(seg->file, name, sizeof(name));
 	seg->fd = io_openat(j->dir_fd, name, O_RDWR | O_CREAT | O_EXCL, 0600);
+	if (seg->fd >= 0 || seg->fd == -EEXIST)
+		j->last_file = seg->file;
 	if (seg->fd < 0)
 		return seg->fd;
 	/* Held for as long as the kernel writes to it: see journal_replay(). Not every file system has locks. */
@@ -76,7 +83,8 @@ static CO_FN int make_file(struct journal *j, struct segment *seg)
 	if (!rc)
 		rc = io_fsync(j->dir_fd);
 	if (rc) {
-		(void)io_unlinkat(j->dir_fd, name, 0); /* empty: in nobody's way */
+		if (io_unlinkat(j->dir_fd, name, 0) == 0)
+			j->last_file--; /* else it stays, empty: in nobody's way */
 		(void)io_close(seg->fd);
 	}
 	return rc;
@@ -143,6 +151,33 @@ int segment_read(struct segment *seg, uint64_t at, const struct iov *iov)
 	return n == (ssize_t)iov->len ? 0 : io_pread_full(seg->fd, iov->v, iov->n, at);
 }
 
+int segment_remove(struct journal *j, struct segment *seg)
+{
+	char name[32];
+	int rc = 0;
+
+	if (seg->fd >= 0) {
+		segment_name(seg->file, name, sizeof(name));
+		rc = io_unlinkat(j->dir_fd, name, 0);
+		(void)io_close(seg->fd); /* it has nothing that counts */
+	}
+	segment_free(seg);
+	return rc;
+}
+
+int segment_read_heads(int fd, uint64_t *size, uint8_t *bytes)
+{
+	struct iovec v = { bytes, SEGMENT_HEADS };
+	struct stat st;
+	int rc = io_fstat(fd, &st);
+
+	if (rc)
+		return rc;
+	*size = (uint64_t)st.st_size;
+	memset(bytes, 0, SEGMENT_HEADS);
+	return *size < SEGMENT_HEAD ? 0 : io_pread_full(fd, &v, 1, 0);
+}
+
 /* --- The folder ------------------------------------------------------------------------------- */
 
 struct lock_job {
@@ -160,10 +195,10 @@ static int lock_task(void *arg)
 }
 
 /* The second way waits for a killed daemon's lock, and names whoever holds it. */
-static CO_FN int lock_folder(struct journal *j, struct err *err)
+int journal_folder_lock(int dir_fd, const char *path, bool is_ro, struct err *err)
 {
-	struct lock_job l = { j->dir_fd, j->conf.is_ro, j->conf.folder, err };
-	int rc = io_flock(j->dir_fd, l.is_ro ? LOCK_SH : LOCK_EX);
+	struct lock_job l = { dir_fd, is_ro, path, err };
+	int rc = io_flock(dir_fd, is_ro ? LOCK_SH : LOCK_EX);
 
 	if (rc)
 		rc = offload(lock_task, &l);
@@ -210,7 +245,7 @@ int journal_folder_open(struct journal *j, struct err *err)
 		return err_set(err, rc, "layer cache: option \"disk\": %s cannot be opened: %s%s",
 			       path, strerror(-rc), rc == -ENOTDIR ? "; it must be a folder" : "");
 	j->dir_fd = rc;
-	rc = lock_folder(j, err);
+	rc = journal_folder_lock(rc, path, j->conf.is_ro, err);
 	if (rc) {
 		(void)io_close(j->dir_fd);
 		j->dir_fd = -1;
@@ -218,61 +253,66 @@ int journal_folder_open(struct journal *j, struct err *err)
 	return rc;
 }
 
-struct removal {
-	char (*names)[32];
+struct names {
+	uint32_t *files;
 	size_t n, room;
 };
 
-static int note_name(void *arg, const char *name)
+/* "journal-000012" -> 12; 0 = another file. */
+static uint32_t parse_name(const char *name)
 {
-	struct removal *r = arg;
+	char again[32];
+	unsigned long n;
+	char *end;
 
-	if (strncmp(name, "journal-", 8) != 0 || strlen(name) >= sizeof(r->names[0]))
+	if (strncmp(name, "journal-", 8) != 0)
 		return 0;
-	if (r->n == r->room) {
-		const size_t room = MAX(2 * r->room, (size_t)64);
-		char(*names)[32] = realloc(r->names, room * sizeof(*names));
+	n = strtoul(name + 8, &end, 10);
+	if (*end || n == 0 || n > FILES_MAX)
+		return 0;
+	segment_name((uint32_t)n, again, sizeof(again));
+	return strcmp(again, name) == 0 ? (uint32_t)n : 0;
+}
 
-		if (!names)
+static int note_file(void *arg, const char *name)
+{
+	struct names *s = arg;
+	const uint32_t file = parse_name(name);
+
+	if (!file)
+		return 0;
+	if (s->n == s->room) {
+		const size_t room = MAX(2 * s->room, (size_t)64);
+		uint32_t *files = realloc(s->files, room * sizeof(*files));
+
+		if (!files)
 			return -ENOMEM;
-		r->names = names;
-		r->room = room;
+		s->files = files;
+		s->room = room;
 	}
-	(void)snprintf(r->names[r->n++], sizeof(r->names[0]), "%s", name);
+	s->files[s->n++] = file;
 	return 0;
 }
 
-int journal_remove(const char *folder, struct err *err)
+static int by_number(const void *a, const void *b)
 {
-	struct journal j = { .conf = { .folder = folder }, .dir_fd = -1 };
-	struct removal r = { 0 };
-	int rc = io_openat(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY, 0);
+	const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
 
-	if (rc == -ENOENT)
-		return 0;
-	if (rc < 0)
-		return err_set(err, rc, "layer cache: %s: %s", folder, strerror(-rc));
-	j.dir_fd = rc;
-	rc = lock_folder(&j, err);
-	if (rc)
-		goto out;
-	rc = io_list(j.dir_fd, note_name, &r);
-	for (size_t i = 0; i < r.n && !rc; i++)
-		rc = io_unlinkat(j.dir_fd, r.names[i], 0);
-	/* What comes back after a crash of the machine would be played over the next volume of this name. */
-	if (!rc)
-		rc = io_fsync(j.dir_fd);
-	if (!rc)
-		rc = io_unlinkat(AT_FDCWD, folder, AT_REMOVEDIR);
-	if (rc == -ENOTEMPTY) {
-		log_info("the cache's folder stays, it has other files folder=%s", folder);
-		rc = 0;
+	return x < y ? -1 : x > y;
+}
+
+int journal_folder_list(int dir_fd, uint32_t **files, size_t *n)
+{
+	struct names names = { 0 };
+	int rc = io_list(dir_fd, note_file, &names);
+
+	if (rc) {
+		free(names.files);
+		return rc;
 	}
-	if (rc)
-		(void)err_set(err, rc, "layer cache: %s cannot be removed: %s", folder,
-			      strerror(-rc));
-out:
-	free(r.names);
-	(void)io_close(j.dir_fd); /* only looked at */
-	return rc;
+	if (names.n)
+		qsort(names.files, names.n, sizeof(*names.files), by_number);
+	*files = names.files;
+	*n = names.n;
+	return 0;
 }

@@ -2,8 +2,9 @@
 /*
  * Sending in the background. `uploads` fibers on the reactor that opened the layer take units as
  * they are due: one that somebody waits for at once, others when they are `lag` old, sooner the
- * fuller the journal is. One of the fibers, the keeper, sleeps until something is due; whoever
- * takes work wakes another one first. Between units one of them gives segments back.
+ * fuller the journal is. One of the fibers, the keeper, sleeps until something is due; who knows of
+ * something that is due earlier takes its place. Whoever takes work wakes another one first. Between
+ * units one of them gives segments back.
  */
 #include <assert.h>
 #include <errno.h>
@@ -18,6 +19,9 @@
 #define NS_PER_S UINT64_C(1000000000)
 #define IDLE_NS  (NS_PER_S)
 
+/* Units that are asked for before others have their turn. */
+enum { TURN = 512 };
+
 /* --- Workers ---------------------------------------------------------------------------------- */
 
 /* How old a unit gets. */
@@ -28,21 +32,44 @@ static uint64_t age_now(struct back *b)
 	return fill >= FILL_SLOW ? 0 : b->c->lag_ns / FILL_SLOW * (FILL_SLOW - fill);
 }
 
+/* Segments on their way back. */
+struct giving {
+	struct back *b;
+	int flush_rc; /* what the layer below said; all other errors are the journal's own */
+};
+
 static CO_FN int flush_below(void *arg)
 {
-	struct back *b = arg;
+	struct giving *g = arg;
+	struct chan *below = g->b->chan->kids[0];
 
-	return b->chan->kids[0]->layer->caps & CAN_FLUSH ? ch_flush(b->chan->kids[0]) : 0;
+	if (!(below->layer->caps & CAN_FLUSH))
+		return 0;
+	g->flush_rc = ch_flush(below);
+	back_account_flush(g->b, g->flush_rc);
+	return g->flush_rc;
 }
 
-/* Segments, the oldest or all. */
+/* Segments: the oldest, or all when nothing needs them. */
 static CO_FN void give_back(struct back *b, bool all)
 {
-	const int rc = all ? journal_empty(&b->journal, flush_below, b)
-			   : journal_free_segments(&b->journal, false, flush_below, b);
+	struct giving g = { b, 0 };
+	const int rc = all ? journal_empty(&b->journal, flush_below, &g)
+			   : journal_free_segments(&b->journal, false, flush_below, &g);
 
-	if (rc)
-		back_account(b, "(flush)", 0, rc);
+	if (rc && !g.flush_rc)
+		back_account_journal(b, rc);
+}
+
+/* The end: all of them, the head too. What the layer below says. */
+static CO_FN int give_all_back(struct back *b)
+{
+	struct giving g = { b, 0 };
+	const int rc = journal_free_segments(&b->journal, true, flush_below, &g);
+
+	if (rc && !g.flush_rc)
+		back_account_journal(b, rc);
+	return g.flush_rc;
 }
 
 static CO_FN void send_one(struct back *b, struct unit *u)
@@ -69,7 +96,8 @@ static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
 {
 	struct dirty *d = &b->dirty;
 	uint64_t idle = UINT64_MAX;
-	const bool may_retry = b->retry_at <= now_ns(), may_free = may_retry && !b->is_freeing;
+	const uint64_t free_at = MAX(b->retry_at, b->free_at);
+	const bool is_due = free_at <= now_ns(), may_free = is_due && !b->is_freeing;
 	const bool all = may_free && journal_is_idle(&b->journal, b->c->lag_ns + IDLE_NS, &idle);
 	struct unit *u;
 
@@ -83,7 +111,7 @@ static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
 		return true;
 	}
 	u = dirty_next(d, age, b->retry_at, due);
-	*due = MIN(*due, may_retry ? idle : b->retry_at);
+	*due = MIN(*due, is_due ? idle : free_at);
 	if (!u)
 		return false;
 	co_wq_wake_one(&d->work);
@@ -93,6 +121,24 @@ static CO_FN bool work_once(struct back *b, uint64_t age, uint64_t *due)
 	return true;
 }
 
+/* Until there may be something to do. With dirty.lock held, but not meanwhile. */
+static CO_FN void wait_for_work(struct back *b, uint64_t due)
+{
+	struct dirty *d = &b->dirty;
+	const uint64_t now = now_ns();
+
+	if (due <= now)
+		return;
+	if (due >= b->keeper_due) {
+		co_wq_wait(&d->work, &d->lock);
+		return;
+	}
+	b->keeper_due = due; /* who was the keeper wakes up later, which does no harm */
+	(void)co_wq_wait_for(&d->work, &d->lock, due - now); /* looks anew either way */
+	if (b->keeper_due == due)
+		b->keeper_due = UINT64_MAX;
+}
+
 static CO_FN void worker(void *arg)
 {
 	struct back *b = arg;
@@ -100,21 +146,14 @@ static CO_FN void worker(void *arg)
 
 	pthread_mutex_lock(&d->lock);
 	while (!b->is_stopping) {
-		uint64_t due, now;
+		uint64_t due;
 
-		if (work_once(b, age_now(b), &due))
-			continue;
-		now = now_ns();
-		if (b->has_keeper || due == UINT64_MAX) {
-			co_wq_wait(&d->work, &d->lock);
-		} else if (due > now) {
-			b->has_keeper = true;
-			(void)co_wq_wait_for(&d->work, &d->lock,
-					     due - now); /* looks anew either way */
-			b->has_keeper = false;
-		}
+		if (!work_once(b, age_now(b), &due))
+			wait_for_work(b, due);
 	}
 	co_wq_wake_one(&d->work); /* the next one ends too */
+	if (--b->workers_n == 0)
+		co_wq_wake_all(&b->ended);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -134,8 +173,11 @@ static CO_FN int drain(struct back *b, bool gives_up)
 	size_t n;
 	int rc = dirty_targets(&b->dirty, &v, &n);
 
-	for (size_t i = 0; i < n && !rc; i++)
+	for (size_t i = 0; i < n && !rc; i++) {
 		target_want(&b->dirty, &v[i]);
+		if (i % TURN == TURN - 1)
+			co_yield();
+	}
 	for (size_t i = 0; i < n; i++) {
 		int one = 0;
 
@@ -180,7 +222,7 @@ static int print_place(FILE *f, const struct spec *s)
 	return 0;
 }
 
-static char *volume_text(const struct layer *l)
+char *back_volume(const struct layer *l)
 {
 	const struct cache *c = l->self;
 	char *text = NULL;
@@ -210,6 +252,20 @@ static void show(void *arg, const struct record *r)
 	dirty_show(&b->dirty, r);
 }
 
+/* No co_group: without memory that would run one here, and a worker runs until the end. */
+static CO_FN int start_workers(struct back *b)
+{
+	int rc = 0;
+
+	for (uint64_t i = 0; i < b->c->uploads && !rc; i++) {
+		b->workers_n++; /* those that are there run on this reactor */
+		rc = co_spawn(worker, b);
+		if (rc)
+			b->workers_n--;
+	}
+	return b->workers_n ? 0 : rc; /* fewer do, too */
+}
+
 static CO_FN int start(struct back *b, struct err *err)
 {
 	int rc = layer_chan_open(b->l, &b->chan);
@@ -218,8 +274,13 @@ static CO_FN int start(struct back *b, struct err *err)
 		return err_set(err, rc, "layer cache: no channel to the layer below: %s",
 			       err_name(rc));
 	b->home = reactor_self();
-	for (uint64_t i = 0; i < b->c->uploads; i++)
-		co_group_spawn(&b->workers, worker, b);
+	b->keeper_due = UINT64_MAX;
+	co_wq_init(&b->ended);
+	rc = start_workers(b);
+	if (rc) {
+		layer_chan_close(b->chan);
+		return err_set(err, rc, "out of memory");
+	}
 	return 0;
 }
 
@@ -246,7 +307,7 @@ int back_open(struct layer *l, struct err *err)
 	b->is_ro = l->want_ro || !(l->kids[0]->caps & CAN_WRITE);
 	b->is_whole = l->is_keyed && !(l->kids[0]->caps & CAN_PARTIAL);
 	rangelock_init(&b->objects);
-	b->volume = volume_text(l);
+	b->volume = back_volume(l);
 	rc = b->volume ? dirty_init(&b->dirty, l->is_keyed) : -ENOMEM;
 	if (rc) {
 		free_back(b);
@@ -278,10 +339,11 @@ static CO_FN int stop(void *arg)
 	pthread_mutex_lock(&b->dirty.lock);
 	b->is_stopping = true;
 	co_wq_wake_all(&b->dirty.work);
+	while (b->workers_n) /* one of them may be giving segments back */
+		co_wq_wait(&b->ended, &b->dirty.lock);
 	pthread_mutex_unlock(&b->dirty.lock);
-	co_group_wait(&b->workers); /* one of them may be giving segments back */
 	if (!rc)
-		rc = journal_free_segments(&b->journal, true, flush_below, b);
+		rc = give_all_back(b);
 	layer_chan_close(b->chan);
 	return rc;
 }

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * A journal goes with its volume. Whose it is stands in its files: one that has records of another
+ * volume stays, and so does one of which that cannot be said. Spare files are nobody's.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layer/cache/cache_journal.h"
+#include "nbdrs/io.h"
+#include "nbdrs/log.h"
+
+static int judge(const struct journal_removal *r, const char *name, const uint8_t *bytes,
+		 struct err *err)
+{
+	struct segment_head head;
+
+	switch (segment_head_read(bytes, &head)) {
+	case HEAD_SPARE: return 0;
+	case HEAD_GOOD: break;
+	case HEAD_NEWER:
+		return err_set(
+			err, -EPROTONOSUPPORT,
+			"layer cache: nothing was removed: %s/%s was written by a newer version of nbdrs; use "
+			"that",
+			r->folder, name);
+	case HEAD_BAD:
+		return err_set(
+			err, -EUCLEAN,
+			"layer cache: nothing was removed: %s/%s is damaged, and does not say any more whose "
+			"journal it is; if it is this volume's, remove the folder first",
+			r->folder, name);
+	}
+	if (segment_head_is_of(&head, r->volume) ||
+	    (r->any_export && segment_head_is_of_export(&head, r->volume)))
+		return 0;
+	return err_set(
+		err, -EBUSY,
+		"layer cache: nothing was removed: %s holds unsaved data of another volume, %s; this one is "
+		"%s. Say disk= as it was served with, or volume=%s if it is the same",
+		r->folder, head.volume, r->volume, head.volume);
+}
+
+static CO_FN int check_file(const struct journal_removal *r, int dir_fd, uint32_t file,
+			    struct err *err)
+{
+	uint8_t bytes[SEGMENT_HEADS];
+	uint64_t size;
+	char name[32];
+	int fd, rc;
+
+	segment_name(file, name, sizeof(name));
+	fd = io_openat(dir_fd, name, O_RDONLY, 0);
+	rc = fd < 0 ? fd : segment_read_heads(fd, &size, bytes);
+	if (fd >= 0)
+		(void)io_close(fd); /* only looked at */
+	if (rc)
+		return err_set(err, rc, "layer cache: %s/%s cannot be read: %s", r->folder, name,
+			       strerror(-rc));
+	return judge(r, name, bytes, err);
+}
+
+static CO_FN int remove_files(const struct journal_removal *r, int dir_fd, const uint32_t *files,
+			      size_t n)
+{
+	char name[32];
+	int rc = 0;
+
+	for (size_t i = 0; i < n && !rc; i++) {
+		segment_name(files[i], name, sizeof(name));
+		rc = io_unlinkat(dir_fd, name, 0);
+	}
+	/* What comes back after a crash of the machine would be played over the next volume of this name. */
+	if (!rc)
+		rc = io_fsync(dir_fd);
+	if (!rc)
+		rc = io_unlinkat(AT_FDCWD, r->folder, AT_REMOVEDIR);
+	if (rc == -ENOTEMPTY) {
+		log_info("the cache's folder stays, it has other files folder=%s", r->folder);
+		rc = 0;
+	}
+	return rc;
+}
+
+/* With the folder open and locked. */
+static CO_FN int go_through(const struct journal_removal *r, int dir_fd, bool removes,
+			    struct err *err)
+{
+	uint32_t *files = NULL;
+	size_t n = 0;
+	int rc = journal_folder_list(dir_fd, &files, &n);
+
+	if (rc)
+		(void)err_set(err, rc, "layer cache: %s cannot be listed: %s", r->folder,
+			      strerror(-rc));
+	for (size_t i = 0; i < n && !rc; i++)
+		rc = check_file(r, dir_fd, files[i], err);
+	if (!rc && removes) {
+		rc = remove_files(r, dir_fd, files, n);
+		if (rc)
+			(void)err_set(err, rc, "layer cache: %s cannot be removed: %s", r->folder,
+				      strerror(-rc));
+	}
+	free(files);
+	return rc;
+}
+
+static CO_FN int visit(const struct journal_removal *r, bool removes, struct err *err)
+{
+	const int fd = io_openat(AT_FDCWD, r->folder, O_RDONLY | O_DIRECTORY, 0);
+	int rc;
+
+	if (fd == -ENOENT)
+		return 0;
+	if (fd < 0)
+		return err_set(err, fd, "layer cache: %s: %s", r->folder, strerror(-fd));
+	rc = journal_folder_lock(fd, r->folder, false, err);
+	if (!rc)
+		rc = go_through(r, fd, removes, err);
+	(void)io_close(fd); /* only looked at */
+	return rc;
+}
+
+int journal_may_remove(const struct journal_removal *r, struct err *err)
+{
+	return visit(r, false, err);
+}
+
+int journal_remove(const struct journal_removal *r, struct err *err)
+{
+	return visit(r, true, err);
+}
