@@ -19,6 +19,7 @@ others are output of whatever runs:
 Nothing is ever waited for without a deadline, and QEMU never outlives the Guest.
 """
 import contextlib
+import functools
 import io
 import os
 import re
@@ -71,13 +72,19 @@ def _script(name, *args):
     return Path(done.stdout.split("\n", 1)[0])
 
 
-def prepare(systemd=False):
-    """Kernel folder and root image, from the cache or made now."""
+@functools.cache
+def _kernel():
     import shutil
     if not shutil.which("qemu-system-x86_64"):
         raise Lacking("qemu-system-x86_64 (run: apt-get install qemu-system-x86)")
-    kernel = _script("kernel.sh")
-    return kernel, _script("image.sh", str(kernel), *(["systemd"] if systemd else []))
+    return _script("kernel.sh")
+
+
+# Kept: to find out what the image is made of takes seconds.
+@functools.cache
+def prepare(systemd=False):
+    """Kernel folder and root image, from the cache or made now."""
+    return _kernel(), _script("image.sh", str(_kernel()), *(["systemd"] if systemd else []))
 
 
 def need_binaries(names=BINARIES):
@@ -213,6 +220,11 @@ class Guest:
             self._left += data
         head, self._left = self._left.split(b"\n", 1)
         return head.decode(errors="replace").rstrip("\r")
+
+    def cpu_seconds(self):
+        """What the machine has taken of our processors so far."""
+        fields = Path(f"/proc/{self._qemu.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def boot(self, seconds=90):
         """Wait until the guest's main.sh starts; its uptime then, in seconds."""
