@@ -78,10 +78,10 @@ class Boots:
         self.count = self.bad = 0
         self.where = guest.BUILD / "guest"
         self.where.mkdir(parents=True, exist_ok=True)
-        full = os.environ.get("NBDRS_FULL") == "1"
+        self.is_full = os.environ.get("NBDRS_FULL") == "1"
         # Reboots as they should be, then one with the store away, then a look at what is left.
-        self.reboots = 10 if full else 1
-        self.boots = self.reboots + (2 if full else 1)
+        self.reboots = 10 if self.is_full else 1
+        self.boots = self.reboots + (2 if self.is_full else 1)
 
     def run(self):
         begun = time.monotonic()
@@ -111,11 +111,12 @@ class Boots:
                  "/etc/nbdrs/exports.conf": EXPORTS.encode(), "/etc/nbdrs/attach.conf": ATTACH.encode(),
                  "/etc/fstab": FSTAB.encode()}
         console = self.where / f"console-{NAME}-{n}"
-        with guest.Guest(files, {"BOOT": n, "AWAY": "1" if is_away else ""}, console, disks=[d.path for d in disks],
+        env = {"BOOT": n, "AWAY": "1" if is_away else "", "TRIGGERS": 10 if self.is_full else 3}
+        with guest.Guest(files, env, console, disks=[d.path for d in disks],
                          systemd=True) as g:
             begun = time.monotonic()
             g.boot(180)
-            self.say(f"systemd guest, boot {n}, is up after {time.monotonic() - begun:.1f} s")
+            self.say(f"systemd guest, boot {n}, is up after {time.monotonic() - begun:.1f} s ({g.cpu_seconds():.1f} s CPU)")
             slow = max(1.0, (time.monotonic() - begun) / 15)
             self.follow(g, time.monotonic() + 180 * guest.SLOW * slow)
             begun = time.monotonic()

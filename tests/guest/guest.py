@@ -19,6 +19,7 @@ others are output of whatever runs:
 Nothing is ever waited for without a deadline, and QEMU never outlives the Guest.
 """
 import contextlib
+import functools
 import io
 import os
 import re
@@ -71,13 +72,19 @@ def _script(name, *args):
     return Path(done.stdout.split("\n", 1)[0])
 
 
-def prepare(systemd=False):
-    """Kernel folder and root image, from the cache or made now."""
+@functools.cache
+def _kernel():
     import shutil
     if not shutil.which("qemu-system-x86_64"):
         raise Lacking("qemu-system-x86_64 (run: apt-get install qemu-system-x86)")
-    kernel = _script("kernel.sh")
-    return kernel, _script("image.sh", str(kernel), *(["systemd"] if systemd else []))
+    return _script("kernel.sh")
+
+
+# Kept: to find out what the image is made of takes seconds.
+@functools.cache
+def prepare(systemd=False):
+    """Kernel folder and root image, from the cache or made now."""
+    return _kernel(), _script("image.sh", str(_kernel()), *(["systemd"] if systemd else []))
 
 
 def need_binaries(names=BINARIES):
@@ -151,9 +158,11 @@ class Guest:
             "-smp", str(cpus), "-m", str(memory), "-no-reboot", "-nodefaults", "-display", "none",
             "-kernel", str(self._boot), "-initrd", str(kernel / "initramfs"),
             # panic=-1: reboot at once, which -no-reboot turns into an end we see. no_timer_check: on a busy machine
-            # the emulated timer comes too late for the kernel's check, which panics then.
-            "-append", "console=ttyS0 loglevel=6 mitigations=off panic=-1 oops=panic no_timer_check "
-            f"net.ifnames=0 nokaslr random.trust_cpu=on maxcpus={online or cpus}",
+            # the emulated timer comes too late for the kernel's check, which panics then. tsc=reliable: else the
+            # clock is a device, and every look at it leaves the translated code. norandmaps: QEMU finds translated
+            # code by its virtual address, so without it each exec translates the C library anew (4 times slower).
+            "-append", "console=ttyS0 loglevel=6 mitigations=off panic=-1 oops=panic no_timer_check tsc=reliable "
+            f"norandmaps net.ifnames=0 nokaslr random.trust_cpu=on maxcpus={online or cpus}",
             "-drive", f"if=none,id=root,file={root or image},format=raw,snapshot=on,cache=unsafe",
             "-device", "virtio-blk-pci,drive=root",
             "-drive", f"if=none,id=run,file={self._dir}/run.tar,format=raw,readonly=on",
@@ -211,6 +220,11 @@ class Guest:
             self._left += data
         head, self._left = self._left.split(b"\n", 1)
         return head.decode(errors="replace").rstrip("\r")
+
+    def cpu_seconds(self):
+        """What the machine has taken of our processors so far."""
+        fields = Path(f"/proc/{self._qemu.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def boot(self, seconds=90):
         """Wait until the guest's main.sh starts; its uptime then, in seconds."""

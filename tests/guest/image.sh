@@ -107,8 +107,15 @@ if [ "$flavour" = systemd ]; then
 fi
 # Libraries as the loader finds them: "name => path (address)", and the loader's own path. Scripts
 # and static programs give an error that means nothing here.
+linked=
+for p in $paths $package; do
+	case $p in
+	*.so | *.so.*) linked="$linked $p" ;;
+	*) [ ! -x "$p" ] || linked="$linked $p" ;;
+	esac
+done
 # shellcheck disable=SC2086
-libs=$(ldd $paths $package 2>/dev/null | sed -n 's/^\t\(.* => \)\{0,1\}\(\/[^ ]*\) (0x.*/\2/p' | sort -u)
+libs=$(ldd $linked 2>/dev/null | sed -n 's/^\t\(.* => \)\{0,1\}\(\/[^ ]*\) (0x.*/\2/p' | sort -u)
 
 cache=$(cache_dir)
 # shellcheck disable=SC2086

@@ -88,14 +88,14 @@ if [[ $BOOT == 1 ]]; then
 	devices_live() { [[ $(nbdrs-attach -l --json | jq '[.devices[] | select(.state == "live")] | length') == 2 ]]; }
 	check "both devices are live" wait_for 30 devices_live
 	before=$(state)
-	for _ in {1..10}; do
+	for ((n = 0; n < TRIGGERS; n++)); do
 		udevadm trigger
 		udevadm settle --timeout=30
 	done
 	udevadm trigger --action=add
 	udevadm settle --timeout=30
 	systemctl start nbdrs-autoattach
-	check "udevadm trigger, ten times, changes nothing" is_as_before
+	check "udevadm trigger, $TRIGGERS times, changes nothing" is_as_before
 	check "nor does it start anything that fails" nothing_failed
 fi
 

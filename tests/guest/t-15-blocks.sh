@@ -4,6 +4,7 @@
 # Block sizes, odd sizes, and an export that is a block device itself.
 # deadline: 60
 # takes: 10
+# processors: 1
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

@@ -4,6 +4,7 @@
 # What attach refuses or waits for: each with a status of its own and a text that names the thing.
 # deadline: 120
 # takes: 20
+# processors: 1
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

@@ -4,6 +4,7 @@
 # Detach refuses a device in use, names who uses it, and leaves it working.
 # deadline: 120
 # takes: 12
+# processors: 1
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

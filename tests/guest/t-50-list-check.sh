@@ -4,6 +4,7 @@
 # -l, -c and nbdrsctl status tell what is.
 # deadline: 60
 # takes: 16
+# processors: 1
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

@@ -5,6 +5,7 @@
 # The 6.1 driver has no WRITE_ZEROES, so zeroing arrives as writes there.
 # deadline: 90
 # takes: 14
+# processors: 1
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 

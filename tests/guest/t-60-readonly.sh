@@ -4,6 +4,7 @@
 # Read-only, by option and because the file is: nothing can be written.
 # deadline: 60
 # takes: 12
+# processors: 1
 # shellcheck source=tests/guest/lib.sh
 . /run/guest/lib.sh
 
