@@ -136,9 +136,11 @@ static int save_left(const struct conn *c, struct handover_conn *h)
 	/* With a buffer of its own for the rest, the first part of its payload is the one segment before that. */
 	const size_t first = r != NULL && r->data != NULL && r->segs_n > 1 ? r->seg[0].iov_len : 0;
 	const size_t own = r != NULL && r->data != NULL ? c->partial_got : 0;
+	/* What the nbdrsd before this had left, as far as it was not received yet, comes behind all that. */
+	const size_t older = c->left != NULL ? c->left_len - c->left_at : 0;
 	char *p;
 
-	h->left_len = (r != NULL ? (size_t)NBD_REQUEST_LEN : 0) + first + own + rest;
+	h->left_len = (r != NULL ? (size_t)NBD_REQUEST_LEN : 0) + first + own + rest + older;
 	if (h->left_len == 0)
 		return 0;
 	p = h->left = malloc(h->left_len);
@@ -154,6 +156,8 @@ static int save_left(const struct conn *c, struct handover_conn *h)
 		memcpy(p + first, r->data, own);
 	if (rest > 0)
 		memcpy(p + first + own, c->rx->data + c->rx_pos, rest);
+	if (older > 0)
+		memcpy(p + first + own + rest, (char *)c->left + c->left_at, older);
 	return 0;
 }
 

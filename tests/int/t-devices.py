@@ -200,4 +200,24 @@ def a_copy_waits_for_the_first_one():
         other.close()
 
 
+@suite.case
+def a_connection_over_its_limits_is_still_seen_to_be_cut():
+    """It has 1024 writes in the chain and is not read: cut then, they end before a newer one begins."""
+    limit, old, new = 1024, b"o" * 512, b"n" * 512
+    with Daemon([("disk", "raw", f"delay[write=1s,count={limit}]:mem[size=1Mi]")]) as d, Ctl(d.control) as c:
+        k = Socks(c, **DEVICE, size=MIB, connections=2)
+        for i in range(limit + 50):
+            k.socks[0].sendall(request(WRITE, i, 0, 512, old))
+        wait_until("it is over its limit", lambda: sum(x["in_flight"] for x in c.status()[1][0]["clients"]) == limit)
+        k.socks[0].shutdown(socket.SHUT_RDWR)
+        wait_until("it was noticed", lambda: alive(c) == 1)
+        k.socks[1].sendall(request(WRITE, 1, 0, 512, new))
+        assert k.socks[1].recv(16, socket.MSG_WAITALL) == struct.pack(">IIQ", SIMPLE_MAGIC, 0, 1)
+        wait_until("the cut one is gone", lambda: len(c.status()[1][0]["clients"]) == 1)
+        k.socks[1].sendall(request(READ, 2, 0, 512))
+        assert k.socks[1].recv(16 + 512, socket.MSG_WAITALL)[16:] == new, "an old copy undid a newer write"
+        assert c.status()[1][0]["requests"]["write"] <= limit + 1, "what it had not read is the kernel's to send again"
+        k.close()
+
+
 suite.main()

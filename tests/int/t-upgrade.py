@@ -165,6 +165,25 @@ def a_request_that_takes_too_long_calls_it_off():
 
 
 @suite.case
+def a_connection_over_its_limits_goes_on_after_that():
+    """Its replies leave while it is held, and nothing is in flight when it is let go."""
+    path, n = image(), 1100
+    with Daemon([("fast", "raw", f"delay[write=200ms]:file:{path}"),
+                 ("slow", "raw", f"delay[write=3s]:file:{image()}")], ["--drain-timeout", "1s"]) as d, \
+            Ctl(d.control) as c:
+        fast, slow = (played_by_kernel(c.attach(export=e)[1][0]) for e in ("fast", "slow"))
+        slow.send(slow.request(WRITE, 0, 512), b"s" * 512)
+        for _ in range(n):
+            fast.send(fast.request(WRITE, 0, 512), b"f" * 512)
+        assert "--drain-timeout" in upgrade(d, code=1)
+        for _ in range(n):
+            assert len(fast.s.recv(16, socket.MSG_WAITALL)) == 16, "the connection hangs"
+        assert slow.reply(WRITE) == (0, None)
+        fast.close()
+        slow.close()
+
+
+@suite.case
 def a_client_that_takes_no_replies_is_cut_off():
     with on_file(image(), "--drain-timeout", "100ms") as d, Nbd.connect(d.unix, "disk") as n, \
             Nbd.connect(d.unix, "disk") as good:
