@@ -127,8 +127,7 @@ static const char *watched_control; /* for the hook, which has no argument */
 
 static void device_attached(void)
 {
-	if (watcher_has_devices())
-		watcher_start(watched_control);
+	watcher_start(watched_control);
 }
 
 static struct listen_conf listen_conf(const struct serve *s)
@@ -156,7 +155,8 @@ static CO_FN int start_run(void *arg)
 {
 	struct serve *s = arg;
 	const struct listen_conf conf = listen_conf(s);
-	int rc = 0;
+	/* First: the manager's clock runs since before an upgrade, and a journal may be long. */
+	int rc = watchdog_start(&s->err);
 
 	for (unsigned i = 0; i < s->a->volumes_n && !rc; i++)
 		rc = export_add(s->a->volumes[i].name, TAKE_PTR(s->specs[i]), s->a->read_only, &s->err);
@@ -169,8 +169,6 @@ static CO_FN int start_run(void *arg)
 	/* Last: who gets an answer here may count on the daemon to serve. */
 	if (!rc)
 		rc = open_control(s);
-	if (!rc)
-		rc = watchdog_start(&s->err);
 	if (rc)
 		close_all(s);
 	return rc;
