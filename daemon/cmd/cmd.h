@@ -136,13 +136,14 @@ int upgrade_take(struct handover *h, struct err *err);
 /*
  * The service manager keeps descriptors from one process to the next (fdstore.c), where the unit says so by FDSTORE in
  * the environment (systemd does it by itself from 254 on). fdstore_put: the file of a handover and its connections,
- * to be taken by the one that is started next, if any is; else they are closed. fdstore_take: 1 = *h is what was
- * put there, its descriptors ours, 0 = there was nothing, -errno. fdstore_forget: the manager drops its copies,
+ * to be taken by the one that is started next, if any is; else they are closed. fdstore_room: how many, 0 = none.
+ * fdstore_take: 1 = *h is what was put there, its descriptors ours, 0 = there was nothing that can be used: then those
+ * connections are cut, and devices wait as after a crash. fdstore_forget: the manager drops its copies,
  * because of which the kernel would never see that a connection has ended.
  */
-bool fdstore_is_there(void);
+uint64_t fdstore_room(void);
 int fdstore_put(const struct handover *h, int file);
-int fdstore_take(struct handover *h, struct err *err);
+int fdstore_take(struct handover *h);
 void fdstore_forget(void);
 
 /* Tells the service manager (sd_notify(3)); nothing happens without one. Newline-separated assignments. */

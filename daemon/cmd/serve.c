@@ -204,10 +204,15 @@ static CO_FN int leave_run(void *arg)
 {
 	struct serve *s = arg;
 	const struct listen_conf conf = listen_conf(s);
-	int rc = exports_flush(); /* most of the work, while everybody is served */
+	int rc = exports_freeze();
 
 	if (rc)
+		return err_set(&s->err, rc, "a resize is under way");
+	rc = exports_flush(); /* most of the work, while everybody is served */
+	if (rc) {
+		exports_thaw();
 		return err_set(&s->err, rc, "a flush failed (%s)", err_name(rc));
+	}
 	listeners_hold();
 	rc = conns_hold(false, now_ns() + s->a->drain_ns);
 	if (rc)
@@ -218,6 +223,7 @@ static CO_FN int leave_run(void *arg)
 		struct err err = { "" };
 
 		handover_clear(&s->left);
+		exports_thaw();
 		conns_resume();
 		if (listeners_start(&conf, &err))
 			log_error("no new clients: %s", err.msg);
@@ -246,6 +252,8 @@ static CO_FN void keep_devices(struct serve *s)
 	s->left.generation = ctl_generation + 1;
 	if (!rc)
 		rc = conns_save(&s->left);
+	if (!rc && s->left.conns_n >= fdstore_room()) /* one is for the file */
+		rc = -ENOSPC;
 	if (!rc && s->left.conns_n)
 		rc = ctl_devices_save(&s->left);
 	if (!rc && s->left.conns_n)
@@ -265,7 +273,7 @@ static CO_FN int stop_run(void *arg)
 {
 	struct serve *s = arg;
 
-	if (fdstore_is_there())
+	if (fdstore_room())
 		keep_devices(s);
 	close_all(s);
 	return 0;
@@ -497,7 +505,7 @@ static int check_handover(struct serve *s)
 int cmd_serve(const struct args *a)
 {
 	struct serve s = { .a = a, .signal_fd = -1, .left_fd = -1 };
-	int code = CMD_USAGE, rc;
+	int code = CMD_USAGE, rc; /* 2 says that another try is no use */
 
 	s.specs = calloc(a->volumes_n, sizeof(struct spec *));
 	if (!s.specs || upgrade_prepare(a)) {
@@ -509,9 +517,10 @@ int cmd_serve(const struct args *a)
 	if (!rc && a->check_handover)
 		return check_handover(&s);
 	if (!rc) {
+		code = CMD_FAILED;
 		rc = upgrade_take(&s.left, &s.err);
 		if (!rc)
-			rc = fdstore_take(&s.left, &s.err);
+			rc = fdstore_take(&s.left);
 		s.was_left = rc > 0;
 		rc = MIN(rc, 0);
 	}

@@ -172,6 +172,69 @@ static int check_program(void *arg)
 	return 0;
 }
 
+/* --- Whether everybody would find what they have ------------------------------------------------- */
+
+static const struct volume_arg *find_volume(const struct args *a, const char *name)
+{
+	for (unsigned i = 0; i < a->volumes_n; i++)
+		if (strcmp(a->volumes[i].name, name) == 0)
+			return &a->volumes[i];
+	return NULL;
+}
+
+/* Has the export's name got another store? What cannot be read here the new program has judged. */
+static bool is_other(const struct export *e, const struct volume_arg *v)
+{
+	_cleanup_free_ char *stores = NULL;
+	struct spec *spec = NULL;
+	struct err err;
+
+	if (export_has_identity(e) || spec_parse_words(v->driver, v->conn, &spec, &err))
+		return false;
+	if (spec_expand(&spec, &err) == 0)
+		stores = export_stores(spec);
+	spec_free(spec);
+	return stores && strcmp(stores, e->stores) != 0;
+}
+
+/* Files of exports are read anew by the next program: who is connected must find the same volume there. */
+static int check_exports(const struct args *a, struct err *err)
+{
+	for (const struct export *e = export_first(); e; e = e->next) {
+		const struct volume_arg *v;
+
+		if (atomic_load(&e->conns) == 0)
+			continue;
+		v = find_volume(a, e->name);
+		if (!v)
+			return err_set(err, -EBUSY, "export '%.64s' has connections, and is not in the list of exports "
+				       "any more: they would be cut; put it back, or end them first", e->name);
+		if (is_other(e, v))
+			return err_set(err, -EBUSY, "export '%.64s' has connections, and the list of exports has "
+				       "another store by that name: they would be cut; put it back, or end them first",
+				       e->name);
+	}
+	return 0;
+}
+
+/* Of an offload thread: reads files. */
+static int check_list(void *arg)
+{
+	struct err *err = arg;
+	_cleanup_free_ char **argv = calloc((size_t)self.argc + 1, sizeof(*argv)); /* parsing sorts the words */
+	struct args a;
+	int code, rc = 0;
+
+	if (!argv)
+		return err_set(err, -ENOMEM, "out of memory");
+	memcpy(argv, self.argv, (size_t)self.argc * sizeof(*argv));
+	/* What only the new program understands is its own business. */
+	if (args_parse(self.argc, argv, &a, &code) == 0)
+		rc = check_exports(&a, err);
+	args_free(&a);
+	return rc;
+}
+
 /* What is in memory only would be gone. */
 static void find_memory(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum)
 {
@@ -195,7 +258,13 @@ CO_FN int upgrade_ask(const char *binary, struct err *err)
 	}
 	if (!*c.binary || strlen(c.binary) >= sizeof(self.binary))
 		return err_set(err, -ENOENT, "which program to start is not known: name it by --binary");
+	rc = exports_freeze();
+	if (rc)
+		return err_set(err, rc, "a resize is under way; try again when it has ended");
+	exports_thaw(); /* until it begins */
 	rc = offload(check_program, &c);
+	if (!rc)
+		rc = offload(check_list, err);
 	if (rc)
 		return rc;
 	(void)snprintf(self.binary, sizeof(self.binary), "%s", c.binary);

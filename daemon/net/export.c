@@ -124,6 +124,31 @@ char *export_describe(const struct spec *spec, uint64_t size)
 	return strdup(text);
 }
 
+static bool write_stores(FILE *out, const struct spec *s)
+{
+	_cleanup_free_ char *text = s->kids_n ? NULL : spec_format(s);
+	bool is_whole = s->kids_n || text;
+
+	if (text)
+		fprintf(out, "%s ", text);
+	for (unsigned i = 0; i < s->kids_n; i++)
+		is_whole &= write_stores(out, s->kids[i]);
+	return is_whole;
+}
+
+char *export_stores(const struct spec *spec)
+{
+	char *text = NULL;
+	size_t len;
+	FILE *out = open_memstream(&text, &len);
+	bool is_whole = out && write_stores(out, spec);
+
+	if (out && fclose(out) == 0 && is_whole)
+		return text;
+	free(text);
+	return NULL;
+}
+
 static void export_free(struct export *e)
 {
 	if (!e)
@@ -132,6 +157,7 @@ static void export_free(struct export *e)
 	spec_free(e->spec);
 	free(e->stats);
 	free(e->backend_id);
+	free(e->stores);
 	free(e->description);
 	free(e->name);
 	free(e);
@@ -177,7 +203,8 @@ static int set_offer(struct export *e, bool read_only, struct err *err)
 
 	e->description = export_describe(e->spec, e->size);
 	e->stats = aligned_alloc(STATS_ALIGN, align_up(stats_len, STATS_ALIGN));
-	if (!e->description || !e->stats)
+	e->stores = export_stores(e->spec);
+	if (!e->description || !e->stats || !e->stores)
 		return err_set(err, -ENOMEM, "out of memory");
 	memset(e->stats, 0, stats_len);
 	return 0;
@@ -292,6 +319,11 @@ struct export *export_find_backend(const char *backend_id)
 		    (e->backend_id[len] == '\0' || (e->backend_id[len] == '~' && !has_identity)))
 			return e;
 	return NULL;
+}
+
+bool export_has_identity(const struct export *e)
+{
+	return strchr(e->backend_id, '~');
 }
 
 struct export *export_first(void)
