@@ -25,6 +25,7 @@
 #include "driver.h"
 #include "lock.h"
 #include "loopcheck.h"
+#include "nbdrs/backend.h"
 #include "nbdrs/proto.h"
 #include "reattach.h"
 #include "say.h"
@@ -53,7 +54,8 @@ enum {
 
 /* What the daemon granted. */
 struct grant {
-	uint64_t size, flags, min_block, attach_id;
+	uint64_t volume, flags, min_block, attach_id;
+	uint64_t size; /* of the device, bytes */
 	const char *backend; /* in `reply` */
 	json_t *reply, *backing;
 	int socks[NL_SOCKS_MAX];
@@ -119,7 +121,7 @@ static int read_grant(struct grant *g, unsigned connections)
 
 	g->backend = json_string_value(json_object_get(g->reply, "backend_id"));
 	g->backing = json_object_get(g->reply, "backing");
-	if (!get_number(g->reply, "size", &g->size) || !get_number(g->reply, "flags", &g->flags) ||
+	if (!get_number(g->reply, "size", &g->volume) || !get_number(g->reply, "flags", &g->flags) ||
 	    !get_number(g->reply, "min_block", &g->min_block) ||
 	    !get_number(g->reply, "attach_id", &g->attach_id) || !g->backend ||
 	    name_from_backend(g->backend, name) || g->socks_n != connections)
@@ -230,7 +232,7 @@ static int check_free(const char *name, const struct device *d)
 		    name, d->backend[0] ? ", backend " : "", d->backend);
 }
 
-static int check_grant(const struct grant *g, const struct options *o, uint64_t *block_size)
+static int check_grant(struct grant *g, const struct options *o, uint64_t *block_size)
 {
 	if (o->connections > 1 && !(g->flags & NBD_FLAG_CAN_MULTI_CONN))
 		return fail(
@@ -242,9 +244,10 @@ static int check_grant(const struct grant *g, const struct options *o, uint64_t 
 	if (*block_size < g->min_block)
 		return fail(EXIT_NO_EXPORT, "--block-size %u: the export needs at least %llu",
 			    o->block_size, (unsigned long long)g->min_block);
-	if (g->size < *block_size)
+	if (g->volume < *block_size)
 		return fail(EXIT_NO_EXPORT, "export '%s' has %llu bytes: too small for a device",
-			    o->export, (unsigned long long)g->size);
+			    o->export, (unsigned long long)g->volume);
+	g->size = device_bytes(g->volume, *block_size);
 	return EXIT_OK;
 }
 

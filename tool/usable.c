@@ -58,14 +58,12 @@ static int late(struct err *err, const char *what)
 
 static int wait_size(const struct usable *u, struct device *d, uint64_t until, struct err *err)
 {
-	/* The kernel counts in sectors and drops a rest. */
-	const uint64_t want = u->size / 512 * 512;
 	char what[256];
 	int rc;
 
 	do {
 		rc = device_get(u->index, d);
-		if (!rc && d->is_connected && d->size == want) {
+		if (!rc && d->is_connected && d->size == u->size) {
 			if (!d->has_backend || strcmp(d->backend, u->backend) == 0)
 				return 0;
 			return err_set(err, -EBUSY, "/dev/%s was taken by another backend, '%s'",
@@ -75,7 +73,7 @@ static int wait_size(const struct usable *u, struct device *d, uint64_t until, s
 	(void)snprintf(what, sizeof(what),
 		       "the kernel shows %s with %llu bytes (%s) instead of %llu connected ones",
 		       d->name, (unsigned long long)d->size, rc ? strerror(-rc) : "see dmesg",
-		       (unsigned long long)want);
+		       (unsigned long long)u->size);
 	return late(err, what);
 }
 

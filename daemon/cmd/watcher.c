@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "nbdrs/backend.h"
 #include "nbdrs/cleanup.h"
 
 enum { PATH_LEN = 4096, PAUSE_S = 1 };
@@ -42,13 +43,14 @@ bool watcher_has_devices(void)
 
 	while (dir && !found && (e = readdir(dir))) {
 		char path[sizeof("/sys/block//backend") + sizeof(e->d_name)], text[8] = "";
+		const ssize_t len = sizeof(BACKEND_PREFIX) - 1;
 		_cleanup_close_ int fd = -1;
 
 		if (strncmp(e->d_name, "nbd", 3) != 0)
 			continue;
 		(void)snprintf(path, sizeof(path), "/sys/block/%s/backend", e->d_name); /* fits */
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		found = fd >= 0 && read(fd, text, 6) == 6 && strcmp(text, "nbdrs.") == 0;
+		found = fd >= 0 && read(fd, text, (size_t)len) == len && strcmp(text, BACKEND_PREFIX) == 0;
 	}
 	if (dir)
 		(void)closedir(dir);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "nbdrs/backend.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/export.h"
 #include "nbdrs/identity.h"
@@ -178,7 +179,8 @@ static CO_FN int set_backend_id(struct export *e, struct err *err)
 	if (rc)
 		return rc;
 	if (!encoded ||
-	    asprintf(&e->backend_id, "nbdrs.%s%s%s", encoded, *identity ? "~" : "", identity) < 0) {
+	    asprintf(&e->backend_id, BACKEND_PREFIX "%s%s%s", encoded, *identity ? BACKEND_IDENTITY : "",
+		     identity) < 0) {
 		e->backend_id = NULL; /* asprintf leaves it undefined */
 		return err_set(err, -ENOMEM, "out of memory");
 	}
@@ -312,18 +314,18 @@ struct export *export_find(const char *name)
 struct export *export_find_backend(const char *backend_id)
 {
 	const size_t len = strlen(backend_id);
-	const bool has_identity = strchr(backend_id, '~');
+	const bool has_identity = backend_has_identity(backend_id);
 
 	for (struct export *e = exports; e; e = e->next)
 		if (strncmp(e->backend_id, backend_id, len) == 0 &&
-		    (e->backend_id[len] == '\0' || (e->backend_id[len] == '~' && !has_identity)))
+		    (e->backend_id[len] == '\0' || (e->backend_id[len] == *BACKEND_IDENTITY && !has_identity)))
 			return e;
 	return NULL;
 }
 
 bool export_has_identity(const struct export *e)
 {
-	return strchr(e->backend_id, '~');
+	return backend_has_identity(e->backend_id);
 }
 
 struct export *export_first(void)

@@ -37,8 +37,7 @@ struct export {
 	_Atomic bool is_paused;
 	uint16_t tflags;     /* enum nbd_tflag; without CAN_MULTI when the chain can't */
 	uint32_t min_block, pref_block, max_payload;
-	/* For the kernel's BACKEND_IDENTIFIER: "nbdrs.<percent-encoded name>", then "~<identity>" if it has one. */
-	char *backend_id;
+	char *backend_id; /* nbdrs/backend.h */
 	char *stores; /* where its data lies: see export_stores */
 	struct export_stats *stats; /* reactors_n() of them */
 	_Atomic unsigned conns;

@@ -43,7 +43,8 @@ def alive(c):
 @suite.case
 def a_new_daemon_gives_sockets_to_the_device_it_finds():
     with Daemon([("disk", "raw", "mem[size=1Mi]")]) as d, Ctl(d.control) as c:
-        assert c.ask("device", **DEVICE) == {"nbdrs": 1, "ok": True, "export": "disk", "size": MIB, "alive": 0}
+        assert c.ask("device", **DEVICE) == {"nbdrs": 1, "ok": True, "export": "disk", "size": MIB, "alive": 0,
+                                             "connections": 0}
         k = Socks(c, **DEVICE, size=MIB, connections=2)
         assert len(k.socks) == 2 and alive(c) == 2
         [device] = c.status(export="disk")[1][0]["devices"]
@@ -64,7 +65,7 @@ def sockets_join_those_that_are_left():
         assert alive(c) == 4, "being attached is as good as attached"
         c.ask("attached", attach_id=k.reply["attach_id"], device="/dev/nbd0")
         k.close(2)
-        assert alive(c) == 2
+        assert alive(c) == 2 and c.ask("device", **DEVICE)["connections"] == 4
         more = Socks(c, **DEVICE, size=MIB, connections=2)
         assert alive(c) == 4
         [device] = c.status(export="disk")[1][0]["devices"]
@@ -135,6 +136,31 @@ def volumes_of_one_name_and_size_are_told_apart():
     subprocess.run([os.path.join(BUILD, "nbdrsd"), "destroy", "--force", "sharded", f"file:{folder}/1/"], check=True,
                    stdout=subprocess.DEVNULL)
     assert not os.path.exists(f"{folder}/1")
+
+
+@suite.case
+def a_volume_that_grew_alone_keeps_its_device():
+    """A daemon that dies between growing the volume and the device: the resize is done again, after this."""
+    path = f"{temp_dir()}/x.img"
+    init("raw", f"file:{path}")
+    known = backend_id("raw", f"file:{path}")
+    os.truncate(path, 2 * MIB)
+    with Daemon([("a disk", "raw", f"file:{path}")]) as d, Ctl(d.control) as c:
+        device = {"device": "/dev/nbd0", "backend_id": known}
+        Socks(c, size=MIB, **device).close()
+        Socks(c, size=2 * MIB, **device).close()
+        why = c.must_refuse("ESTALE", cmd="attach", size=2 * MIB + 512, **device)
+        assert str(2 * MIB) in why, why
+        # By its name only, it has to be what it was: whole blocks of it.
+        device["backend_id"] = "nbdrs.a%20disk"
+        c.must_refuse("ESTALE", cmd="attach", size=MIB, **device)
+        os.truncate(path, 2 * MIB + 512)
+    with Daemon([("a disk", "raw", f"file:{path}")]) as d, Ctl(d.control) as c:
+        for size, block in ((2 * MIB + 512, 512), (2 * MIB, 4096)):
+            Socks(c, size=size, block_size=block, **device).close()
+        c.must_refuse("ESTALE", cmd="attach", size=2 * MIB, **device)
+        for block in (0, "1", 256):
+            c.must_refuse("EINVAL", cmd="attach", size=2 * MIB, block_size=block, **device)
 
 
 @suite.case
