@@ -98,8 +98,8 @@ static int ask_alive(struct ctl_client *c, const struct device *d, struct link *
 	int rc = link_ask(c, d, l, err);
 
 	if (rc == -ENOENT && ctl_was_answered(c))
-		return err_set(err, -EBUSY, "/dev/%s was attached to a volume '%s' that is not the one served here, if any "
-			       "is; detach it first: nbdrs-attach -d /dev/%s", d->name, d->export, d->name);
+		return err_set(err, -EBUSY, "/dev/%s was attached to a volume '%s' that is not the one served here, if "
+			       "any is; detach it first: nbdrs-attach -d /dev/%s", d->name, d->export, d->name);
 	if (!rc && l->alive < l->wanted)
 		return err_set(err, -EBUSY, "a connection of /dev/%s to its daemon is dead (%u of %u live); attach it "
 			       "again first: nbdrs-attach '%s'", d->name, l->alive, l->wanted, d->export);

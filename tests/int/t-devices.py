@@ -246,4 +246,14 @@ def a_connection_over_its_limits_is_still_seen_to_be_cut():
         k.close()
 
 
+@suite.case
+def a_store_that_says_it_shuts_down_is_an_error_in_the_log():
+    """Only requests that were cut off before they began are left out of it."""
+    with Daemon([("disk", "raw", "fault[ops=write,error=ESHUTDOWN]:mem[size=1Mi]")]) as d, Ctl(d.control) as c:
+        k = Socks(c, **DEVICE, size=MIB)
+        k.socks[0].sendall(request(WRITE, 1, 0, 512, b"x" * 512))
+        d.wait_log("request failed export=disk .*reason=ESHUTDOWN")
+        k.close()
+
+
 suite.main()
