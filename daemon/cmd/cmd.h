@@ -5,9 +5,9 @@
 #ifndef NBDRS_CMD_H
 #define NBDRS_CMD_H
 
-#include <spawn.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "conf/conffile.h"
 #include "nbdrs/co.h"
@@ -102,10 +102,10 @@ void process_prepare(void);
 bool process_has_cap(int cap);
 
 /*
- * posix_spawn(3) with no signal blocked or ignored: ours are. -errno.
+ * posix_spawn(3) with no signal blocked or ignored: ours are. `in` is its standard input, `out` its standard output and
+ * error; -1 = ours. -errno.
  */
-int process_spawn(const char *program, char *const argv[], const posix_spawn_file_actions_t *files,
-		  pid_t *pid);
+int process_spawn(const char *program, char *const argv[], int in, int out, pid_t *pid);
 
 /*
  * Runs `nbdrs-attach --watch` for the control socket `path` beside us, which gives kernel devices new

@@ -96,22 +96,6 @@ static int read_said(int fd, char *said)
 	return 0;
 }
 
-static int spawn_check(const char *binary, char *const argv[], int out, pid_t *pid)
-{
-	posix_spawn_file_actions_t files;
-	int rc = -posix_spawn_file_actions_init(&files);
-
-	if (rc)
-		return rc;
-	rc = -posix_spawn_file_actions_adddup2(&files, out, STDERR_FILENO);
-	if (!rc)
-		rc = -posix_spawn_file_actions_adddup2(&files, out, STDOUT_FILENO);
-	if (!rc)
-		rc = process_spawn(binary, argv, &files, pid);
-	(void)posix_spawn_file_actions_destroy(&files); /* can't fail */
-	return rc;
-}
-
 struct check {
 	const char *binary;
 	struct err *err;
@@ -151,7 +135,7 @@ static int check_program(void *arg)
 		return err_set(c->err, -ENOMEM, "cannot check %s: out of memory or descriptors", c->binary);
 	in = pipes[0];
 	out = pipes[1];
-	rc = spawn_check(c->binary, argv, out, &pid);
+	rc = process_spawn(c->binary, argv, -1, out, &pid);
 	if (rc)
 		return err_set(c->err, -ENOEXEC, "cannot start %s: %s; this daemon goes on", c->binary, strerror(-rc));
 	(void)close(TAKE_FD(out));

@@ -77,16 +77,8 @@ static int spawn_helper(pid_t *pid)
 {
 	static char words[][16] = { "nbdrs-attach", "--watch", "--until-eof", "--control" };
 	char *const argv[] = { words[0], words[1], words[2], words[3], watcher.control, NULL };
-	posix_spawn_file_actions_t files;
-	int rc = -posix_spawn_file_actions_init(&files);
 
-	if (rc)
-		return rc;
-	rc = -posix_spawn_file_actions_adddup2(&files, watcher.pipe[0], STDIN_FILENO);
-	if (!rc)
-		rc = process_spawn(watcher.program, argv, &files, pid);
-	(void)posix_spawn_file_actions_destroy(&files); /* can't fail */
-	return rc;
+	return process_spawn(watcher.program, argv, watcher.pipe[0], -1, pid);
 }
 
 static void *watcher_thread(void *arg)
