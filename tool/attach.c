@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "announce.h"
 #include "busy.h"
 #include "child.h"
 #include "ctlclient.h"
@@ -439,8 +440,13 @@ static int connect_locked(const struct options *o, int64_t wanted, struct ctl_cl
 	/* The last moment at which there is nothing to undo. */
 	if (!status && interrupted())
 		status = fail(EXIT_INTERRUPTED, "interrupted; nothing was attached");
-	if (!status)
+	if (!status && o->connections > 1)
+		announce_hold(wanted, g->backend);
+	if (!status) {
 		status = connect_device(o, g, wanted, block_size, index);
+		if (status)
+			announce_release(wanted, g->backend);
+	}
 	/* The kernel has references of its own; ours would keep the daemon from seeing it let go. */
 	grant_close_socks(g);
 	return status;
@@ -472,6 +478,7 @@ static int wait_usable(const struct options *o, const struct grant *g, uint32_t 
 	/* What another backend took in the meantime is not ours to undo. */
 	if (rc != -EBUSY)
 		undo(index);
+	announce_release(index, g->backend);
 	/* udev may have it open still: until that ends it is neither attached nor free. */
 	if (*again && !device_wait_free(index, g->backend, o->wait_s * 1000)) {
 		*again = false;
