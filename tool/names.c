@@ -14,11 +14,10 @@ static bool is_plain(char c)
 	return ascii_is_alnum(c) || c == '.' || c == '_' || c == '-';
 }
 
-/* The end of an identifier: "~" and 16 hexadecimal digits. */
+/* The end of an identifier. */
 static bool is_identity(const char *p)
 {
-	return *p == *BACKEND_IDENTITY && strlen(p + 1) == IDENTITY_LEN &&
-	       strspn(p + 1, "0123456789abcdef") == IDENTITY_LEN;
+	return *p == *BACKEND_IDENTITY && identity_is_valid(p + 1);
 }
 
 /* Parses "[/dev/]nbdN"; what follows the number, NULL when it is not such a name. */

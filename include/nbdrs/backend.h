@@ -15,6 +15,12 @@
 
 enum { IDENTITY_LEN = 16, BLOCK_SIZE_MIN = 512 };
 
+/* Whether a text is one: 16 digits. */
+static inline bool identity_is_valid(const char *text)
+{
+	return strlen(text) == IDENTITY_LEN && strspn(text, "0123456789abcdef") == IDENTITY_LEN;
+}
+
 static inline bool backend_has_identity(const char *backend)
 {
 	return strstr(backend, BACKEND_IDENTITY);

@@ -3,7 +3,7 @@
 #
 # survive.sh - for tests that end the daemon under load: what happens to a file system meanwhile.
 #
-#	survive NAME CONNECTIONS OPTION...	all of it: attach, load, `rounds` times what the test calls `strike`, and
+#	survive KIND CONNECTIONS OPTION...	all of it: attach, load, `rounds` times what the test calls `strike`, and
 #				every check that has nothing to do with how the daemon ended. `found`, the test's, is called
 #				when the load has ended, for the others
 #	strike			of the test: ends the daemon and has another one serve, the same volumes; false = in vain
@@ -63,7 +63,7 @@ load_stop() {
 serve_disk() { serve -e disk0 raw file:/srv/disk0.img; }
 
 survive() {
-	local name=$1 n=$2 i
+	local kind=$1 n=$2 i
 	shift 2
 	make_disk /srv/disk0.img 64Mi
 	serve_disk
@@ -82,7 +82,7 @@ survive() {
 	check "$rounds rounds: all have been lived through" [ $i = $rounds ]
 	must "the load ends" load_stop
 	check "no request failed, all that was read back is right" [ "$load_ok" = true ]
-	echo "@@ note $name, $n connections: $rounds rounds, $load_ios requests, p99 $load_p99 ms, worst $load_worst ms, after the new daemon was up $load_after ms"
+	echo "@@ note $kind, $n connections: $rounds rounds, $load_ios requests, p99 $load_p99 ms, worst $load_worst ms, after the new daemon was up $load_after ms"
 	found
 	check "no I/O error in the kernel's log" eval '! dmesg | grep -E "I/O error|EXT4-fs error|Buffer I/O"'
 	check "unmount" bounded 60 umount /mnt
