@@ -115,8 +115,9 @@ int process_spawn(const char *program, char *const argv[], int in, int out, pid_
 void watcher_start(const char *path);
 /* Whether the kernel has a device that was attached to some nbdrsd: one before this, perhaps. Reads sysfs. */
 bool watcher_has_devices(void);
-/* Ends it, if it was started. */
-void watcher_stop(void);
+/* Ends it; false = there was none. None is started any more, until watcher_may_start. Waits for the helper. */
+bool watcher_stop(void);
+void watcher_may_start(void);
 
 struct handover;
 

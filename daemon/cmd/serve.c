@@ -357,12 +357,14 @@ static bool try_upgrade(struct serve *s)
 {
 	const uint64_t begin = now_ns();
 	eventfd_t count;
+	bool had_watcher;
 	int rc;
 
 	(void)eventfd_read(upgrade_event_fd(), &count); /* poll said so */
 	notify_manager("STATUS=going over to a new nbdrsd");
 	log_info("going over to a new nbdrsd");
 	s->err.msg[0] = '\0';
+	had_watcher = watcher_stop(); /* while all goes on: the helper may be waiting for the driver */
 	rc = run_on_reactor(s, leave_run);
 	if (!rc) {
 		log_info("handed over connections=%zu ms=%u", s->left.conns_n,
@@ -371,6 +373,9 @@ static bool try_upgrade(struct serve *s)
 	}
 	log_error("the upgrade was called off, this daemon goes on error=%s reason=\"%s\"", err_name(rc),
 		  s->err.msg);
+	watcher_may_start();
+	if (had_watcher)
+		watcher_start(s->a->control);
 	(void)run_on_reactor(s, tell_called_off); /* always 0 */
 	notify_manager("STATUS=serving; an upgrade was called off");
 	return false;
@@ -430,12 +435,10 @@ static int serve_on_reactors(struct serve *s)
 	if (s->has_control && watcher_has_devices())
 		watcher_start(s->a->control);
 	is_upgrade = wait_for_stop(s);
-	if (is_upgrade) {
-		watcher_stop();
+	if (is_upgrade)
 		return CMD_OK; /* serve() does the rest, without threads */
-	}
 
-	watcher_stop(); /* or it would try to mend what we are about to end */
+	(void)watcher_stop(); /* or it would try to mend what we are about to end */
 	notify_manager("STOPPING=1\nSTATUS=waiting for requests in flight");
 	(void)run_on_reactor(s, stop_run); /* what can fail is in has_flush_failed */
 	log_info("stopped");

@@ -133,7 +133,7 @@ void watcher_start(const char *path)
 	pthread_mutex_unlock(&start_lock);
 }
 
-void watcher_stop(void)
+bool watcher_stop(void)
 {
 	bool is_started;
 
@@ -142,8 +142,17 @@ void watcher_stop(void)
 	is_started = watcher.is_started;
 	pthread_mutex_unlock(&start_lock);
 	if (!is_started)
-		return;
+		return false;
 	(void)close(watcher.pipe[1]); /* its end of input */
 	(void)pthread_join(watcher.thread, NULL);
 	(void)close(watcher.pipe[0]);
+	watcher.is_started = false;
+	return true;
+}
+
+void watcher_may_start(void)
+{
+	pthread_mutex_lock(&start_lock);
+	watcher.is_stopping = false;
+	pthread_mutex_unlock(&start_lock);
 }
