@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 
-from ctl_test import Ctl
+from ctl_test import Ctl, wait_until
 from nbdrs_test import *
 
 CTL = os.path.join(BUILD, "nbdrsctl")
@@ -162,6 +162,32 @@ def a_request_that_takes_too_long_calls_it_off():
                 assert other.read(0, 1) == b"z"
             upgrade(d)
             assert n.read(0, 4096) == b"z" * 4096
+        k.close()
+
+
+def helpers(d):
+    """Processes that give kernel devices new connections: one, where the daemon has the privilege."""
+    found = subprocess.run(["pgrep", "-P", str(d.process.pid), "-f", "nbdrs-attach --watch"], capture_output=True,
+                           text=True, check=False)
+    return found.stdout.split()
+
+
+@suite.case
+def the_helper_is_there_before_and_after():
+    with on_file(image(), "--drain-timeout", "50ms", layers="delay[write=1500ms,count=1]:") as d, \
+            Ctl(d.control) as c:
+        reply, fds = c.attach(export="disk")
+        c.ask("attached", attach_id=reply["attach_id"], device="/dev/nbd9")
+        with open(f"/proc/{d.process.pid}/status") as f:
+            is_privileged = int(re.search(r"^CapEff:\s*(\w+)", f.read(), re.M)[1], 16) >> 21 & 1
+        wait_until("it is there", lambda: len(helpers(d)) == is_privileged)
+        old = helpers(d)
+        k = played_by_kernel(fds[0])
+        k.send(k.request(WRITE, 0, 512), b"z" * 512)
+        upgrade(d, code=1)
+        wait_until("another one is there", lambda: len(helpers(d)) == is_privileged and
+                   not set(old) & set(helpers(d)))
+        assert k.reply(WRITE) == (0, None)
         k.close()
 
 
