@@ -115,7 +115,7 @@ static CO_FN void close_all(struct serve *s)
 	if (cut)
 		log_warn("connections cut off when the drain time was over n=%u", cut);
 	retry_stop_by(now_ns() + s->a->drain_ns); /* once more as long, for the last flush */
-	rc = exports_close();
+	rc = exports_close(false);
 	watchdog_stop(); /* last: a drain that hangs is noticed */
 	if (rc) {
 		s->has_flush_failed = true;
@@ -234,7 +234,8 @@ static CO_FN int leave_run(void *arg)
 	conns_forget();
 	listeners_forget();
 	(void)conns_drain(now_ns()); /* there are none: what they shared */
-	rc = exports_close();
+	retry_stop_by(now_ns() + s->a->drain_ns);
+	rc = exports_close(true);
 	watchdog_stop(); /* the next one starts its own */
 	if (rc)
 		log_error("closing for an upgrade: error=%s", err_name(rc)); /* flushed before: nothing is lost */

@@ -166,34 +166,51 @@ static const struct volume_arg *find_volume(const struct args *a, const char *na
 	return NULL;
 }
 
-/* Has the export's name got another store? What cannot be read here the new program has judged. */
-static bool is_other(const struct export *e, const struct volume_arg *v)
+/* The chain that stands there now; NULL = it can't be read here, which the new program has judged. */
+static struct spec *read_spec(const struct volume_arg *v)
 {
-	_cleanup_free_ char *stores = NULL;
 	struct spec *spec = NULL;
 	struct err err;
 
-	if (export_has_identity(e) || spec_parse_words(v->driver, v->conn, &spec, &err))
-		return false;
+	if (spec_parse_words(v->driver, v->conn, &spec, &err))
+		return NULL;
 	if (spec_expand(&spec, &err) == 0)
-		stores = export_stores(spec);
+		return spec;
 	spec_free(spec);
+	return NULL;
+}
+
+static bool is_same(const struct spec *a, const struct spec *b)
+{
+	_cleanup_free_ char *x = spec_format(a), *y = spec_format(b);
+
+	return x && y && strcmp(x, y) == 0;
+}
+
+/* Has the export's name got another store? */
+static bool is_other(const struct export *e, const struct spec *spec)
+{
+	_cleanup_free_ char *stores = spec && !export_has_identity(e) ? export_stores(spec) : NULL;
+
 	return stores && strcmp(stores, e->stores) != 0;
 }
 
 /* Files of exports are read anew by the next program: who is connected must find the same volume there. */
 static int check_exports(const struct args *a, struct err *err)
 {
-	for (const struct export *e = export_first(); e; e = e->next) {
-		const struct volume_arg *v;
+	for (struct export *e = export_first(); e; e = e->next) {
+		const struct volume_arg *v = find_volume(a, e->name);
+		struct spec *spec = v ? read_spec(v) : NULL;
+		const bool is_lost = is_other(e, spec);
 
+		e->comes_again = spec && is_same(e->spec, spec);
+		spec_free(spec);
 		if (atomic_load(&e->conns) == 0)
 			continue;
-		v = find_volume(a, e->name);
 		if (!v)
 			return err_set(err, -EBUSY, "export '%.64s' has connections, and is not in the list of exports "
 				       "any more: they would be cut; put it back, or end them first", e->name);
-		if (is_other(e, v))
+		if (is_lost)
 			return err_set(err, -EBUSY, "export '%.64s' has connections, and the list of exports has "
 				       "another store by that name: they would be cut; put it back, or end them first",
 				       e->name);

@@ -276,14 +276,25 @@ CO_FN int exports_flush(void)
 	return first;
 }
 
-CO_FN int exports_close(void)
+static void set_comes_again(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum)
+{
+	(void)arg;
+	(void)depth;
+	(void)sum;
+	l->comes_again = true;
+}
+
+CO_FN int exports_close(bool is_upgrade)
 {
 	int first = 0;
 
 	while (exports) {
 		struct export *e = exports;
-		int rc = chain_close(e->chain);
+		int rc;
 
+		if (is_upgrade && e->comes_again)
+			chain_each(e->chain, set_comes_again, NULL);
+		rc = chain_close(e->chain);
 		exports = e->next;
 		if (rc < 0)
 			log_error("flush at close failed export=%s error=%s", e->name,

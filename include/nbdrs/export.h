@@ -39,6 +39,8 @@ struct export {
 	uint32_t min_block, pref_block, max_payload;
 	char *backend_id; /* nbdrs/backend.h */
 	char *stores; /* where its data lies: see export_stores */
+	/* The nbdrsd that was asked to take over has the same chain by that name. */
+	bool comes_again;
 	struct export_stats *stats; /* reactors_n() of them */
 	_Atomic unsigned conns;
 	_Atomic unsigned ghosts; /* cut connections of devices with changes in the chain (net/ghost.c) */
@@ -57,8 +59,11 @@ int export_check_name(const char *name, struct err *err);
 CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct err *err);
 /* Flushes all. The first error. */
 CO_FN int exports_flush(void);
-/* Closes (flush included) and frees all. The first error of a flush. */
-CO_FN int exports_close(void);
+/*
+ * Closes (flush included) and frees all. `is_upgrade`: those that come again leave to the next one what is safe
+ * already. The first error of a flush.
+ */
+CO_FN int exports_close(bool is_upgrade);
 
 /*
  * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before

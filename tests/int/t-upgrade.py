@@ -297,6 +297,32 @@ def a_resize_and_an_upgrade_wait_for_each_other():
 
 
 @suite.case
+def what_a_journal_has_is_not_sent_while_everybody_waits():
+    """It may be gigabytes, and the store far away. Of a chain that is another one then it has to be."""
+    conf, path, journal = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir()
+
+    def write(layers):
+        with open(conf, "w") as f:
+            f.write(f"disk raw {layers}delay[write=3s]:file:{path}\n")
+
+    cached = f"cache[mode=writeback,disk={journal},lag=10m]:"
+    write(cached)
+    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n:
+        n.write(0, b"j" * 512)
+        begun = time.monotonic()
+        upgrade(d)
+        assert n.read(0, 512) == b"j" * 512
+        assert time.monotonic() - begun < 2.5, "it waited for the store"
+        with open(path, "rb") as f:
+            assert f.read(512) == bytes(512), "this test shows nothing: it was sent before"
+        n.close()
+        write("")	# without the journal
+        upgrade(d)
+        with Nbd.connect(d.unix, "disk") as n2:
+            assert n2.read(0, 512) == b"j" * 512, "left in a journal that nobody reads any more"
+
+
+@suite.case
 def data_in_memory_is_not_thrown_away():
     with Daemon([("m", "raw", "mem[size=1Mi]")]) as d:
         assert "memory" in upgrade(d, code=1)

@@ -273,14 +273,16 @@ int back_open(struct layer *l, struct err *err)
 static CO_FN int stop(void *arg)
 {
 	struct back *b = arg;
-	int rc = drain(b, true);
+	/* Flushed means in the journal: the next process sends it, and nobody waits for the store now. */
+	const bool is_left = b->l->comes_again && b->c->is_local;
+	int rc = is_left ? 0 : drain(b, true);
 
 	pthread_mutex_lock(&b->dirty.lock);
 	b->is_stopping = true;
 	co_wq_wake_all(&b->dirty.work);
 	pthread_mutex_unlock(&b->dirty.lock);
 	co_group_wait(&b->workers); /* one of them may be giving segments back */
-	if (!rc)
+	if (!rc && !is_left)
 		rc = journal_free_segments(&b->journal, true, flush_below, b);
 	layer_chan_close(b->chan);
 	return rc;
