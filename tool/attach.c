@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "announce.h"
 #include "busy.h"
 #include "child.h"
 #include "ctlclient.h"
@@ -25,6 +26,7 @@
 #include "driver.h"
 #include "lock.h"
 #include "loopcheck.h"
+#include "nbdrs/backend.h"
 #include "nbdrs/proto.h"
 #include "reattach.h"
 #include "say.h"
@@ -53,7 +55,8 @@ enum {
 
 /* What the daemon granted. */
 struct grant {
-	uint64_t size, flags, min_block, attach_id;
+	uint64_t volume, flags, min_block, attach_id;
+	uint64_t size; /* of the device, bytes */
 	const char *backend; /* in `reply` */
 	json_t *reply, *backing;
 	int socks[NL_SOCKS_MAX];
@@ -119,7 +122,7 @@ static int read_grant(struct grant *g, unsigned connections)
 
 	g->backend = json_string_value(json_object_get(g->reply, "backend_id"));
 	g->backing = json_object_get(g->reply, "backing");
-	if (!get_number(g->reply, "size", &g->size) || !get_number(g->reply, "flags", &g->flags) ||
+	if (!get_number(g->reply, "size", &g->volume) || !get_number(g->reply, "flags", &g->flags) ||
 	    !get_number(g->reply, "min_block", &g->min_block) ||
 	    !get_number(g->reply, "attach_id", &g->attach_id) || !g->backend ||
 	    name_from_backend(g->backend, name) || g->socks_n != connections)
@@ -230,7 +233,7 @@ static int check_free(const char *name, const struct device *d)
 		    name, d->backend[0] ? ", backend " : "", d->backend);
 }
 
-static int check_grant(const struct grant *g, const struct options *o, uint64_t *block_size)
+static int check_grant(struct grant *g, const struct options *o, uint64_t *block_size)
 {
 	if (o->connections > 1 && !(g->flags & NBD_FLAG_CAN_MULTI_CONN))
 		return fail(
@@ -242,9 +245,10 @@ static int check_grant(const struct grant *g, const struct options *o, uint64_t 
 	if (*block_size < g->min_block)
 		return fail(EXIT_NO_EXPORT, "--block-size %u: the export needs at least %llu",
 			    o->block_size, (unsigned long long)g->min_block);
-	if (g->size < *block_size)
+	if (g->volume < *block_size)
 		return fail(EXIT_NO_EXPORT, "export '%s' has %llu bytes: too small for a device",
-			    o->export, (unsigned long long)g->size);
+			    o->export, (unsigned long long)g->volume);
+	g->size = device_bytes(g->volume, *block_size);
 	return EXIT_OK;
 }
 
@@ -436,8 +440,13 @@ static int connect_locked(const struct options *o, int64_t wanted, struct ctl_cl
 	/* The last moment at which there is nothing to undo. */
 	if (!status && interrupted())
 		status = fail(EXIT_INTERRUPTED, "interrupted; nothing was attached");
-	if (!status)
+	if (!status && o->connections > 1)
+		announce_hold(wanted, g->backend);
+	if (!status) {
 		status = connect_device(o, g, wanted, block_size, index);
+		if (status)
+			announce_release(wanted, g->backend);
+	}
 	/* The kernel has references of its own; ours would keep the daemon from seeing it let go. */
 	grant_close_socks(g);
 	return status;
@@ -469,6 +478,7 @@ static int wait_usable(const struct options *o, const struct grant *g, uint32_t 
 	/* What another backend took in the meantime is not ours to undo. */
 	if (rc != -EBUSY)
 		undo(index);
+	announce_release(index, g->backend);
 	/* udev may have it open still: until that ends it is neither attached nor free. */
 	if (*again && !device_wait_free(index, g->backend, o->wait_s * 1000)) {
 		*again = false;

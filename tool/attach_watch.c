@@ -100,12 +100,12 @@ static void look(struct watch *w, uint32_t index)
 {
 	struct device *d = w->d;
 	struct err err = { "" };
-	unsigned missing = 0;
+	struct link l;
 
 	if (device_get(index, d) || !d->is_connected || !d->export[0])
 		return;
-	switch (reattach_look(w->o->control, d, LOOK_MS, &missing, &err)) {
-	case LINK_CUT: mend(w, missing); break;
+	switch (reattach_look(w->o->control, d, LOOK_MS, &l, &err)) {
+	case LINK_CUT: mend(w, l.wanted - l.alive); break;
 	case LINK_WAITING:
 		w->must_retry = true;
 		if (is_news(w, index, -ECONNREFUSED))

@@ -418,9 +418,10 @@ static int reap_one(const struct options *o, const struct device *d)
 {
 	char holders[HOLDERS_TEXT_LEN] = "";
 	struct err err = { "" };
+	struct link l;
 	int rc;
 
-	if (reattach_look(o->control, d, CTL_TIMEOUT_MS, NULL, &err) != LINK_ORPHAN)
+	if (reattach_look(o->control, d, CTL_TIMEOUT_MS, &l, &err) != LINK_ORPHAN)
 		return EXIT_OK;
 	if (is_served(d)) {
 		note("/dev/%s answers, so another daemon serves it; left alone", d->name);

@@ -51,8 +51,7 @@ int device_get(uint32_t index, struct device *d)
 	(void)fs_read_u64(&ro, "/sys/block/%s/ro", d->name);
 	d->is_read_only = ro != 0;
 	(void)fs_read_u64(&d->block_size, "/sys/block/%s/queue/logical_block_size", d->name);
-	/* One hardware queue per socket. */
-	(void)fs_each(count_one, &d->connections, "/sys/block/%s/mq", d->name);
+	(void)fs_each(count_one, &d->queues, "/sys/block/%s/mq", d->name);
 	d->has_backend =
 		fs_read(d->backend, sizeof(d->backend), "/sys/block/%s/backend", d->name) == 0;
 	if (name_from_backend(d->backend, d->export))
@@ -246,18 +245,19 @@ static int mount_one(char *line, void *arg)
  * One daemon that hangs must not cost a second for each device: after the first time it is not asked
  * again (*is_away).
  */
-static const char *state_name(const struct device *d, const char *control, bool *is_away)
+static const char *state_name(const struct device *d, const char *control, bool *is_away, struct link *l)
 {
 	struct err err;
 	enum link_state state = d->export[0] ? LINK_WAITING : LINK_FOREIGN;
 
+	l->wanted = d->queues;
 	if (!*is_away || !d->export[0])
-		state = reattach_look(control, d, DAEMON_LIMIT_MS, NULL, &err);
+		state = reattach_look(control, d, DAEMON_LIMIT_MS, l, &err);
 	*is_away |= state == LINK_WAITING;
 	return link_state_names[state];
 }
 
-static json_t *device_json(const struct device *d, const char *state)
+static json_t *device_json(const struct device *d, const char *state, unsigned connections)
 {
 	_cleanup_free_ struct device_parts *parts = malloc(sizeof(*parts));
 	struct mount_list l = { .parts = parts, .points = json_array() };
@@ -278,7 +278,7 @@ static json_t *device_json(const struct device *d, const char *state)
 			 d->export[0] ? json_text(d->export) : json_null(), "backend",
 			 d->backend[0] ? json_text(d->backend) : json_null(), "size",
 			 (json_int_t)d->size, "block_size", (json_int_t)d->block_size, "read_only",
-			 d->is_read_only, "connections", (json_int_t)d->connections, "mounts",
+			 d->is_read_only, "connections", (json_int_t)connections, "mounts",
 			 l.points, "partitions", names);
 }
 
@@ -368,11 +368,14 @@ static json_t *collect(const uint32_t *list, size_t n, const char *control)
 	if (n && child_run(&job))
 		status.n = 0; /* the driver is stuck, or too old: sysfs must do */
 	for (size_t i = 0; i < n; i++) {
+		const char *state;
+		struct link l;
 		json_t *j;
 
 		if (device_get(list[i], d) || !d->is_connected || !is_in_use(&status, list[i]))
 			continue;
-		j = device_json(d, state_name(d, control, &is_away));
+		state = state_name(d, control, &is_away, &l);
+		j = device_json(d, state, l.wanted);
 		if (j)
 			(void)json_array_append_new(array, j);
 	}

@@ -24,7 +24,7 @@ struct device {
 	bool has_backend; /* the attribute exists: Linux 5.14 and later, while connected by netlink */
 	uint64_t size;    /* bytes */
 	uint64_t block_size;
-	unsigned connections;
+	unsigned queues; /* one a connection, but no more than the machine has processors: then some share */
 	char backend[BACKEND_LEN];    /* "" = none */
 	char export[EXPORT_NAME_LEN]; /* "" = not attached by nbdrs */
 };

@@ -14,10 +14,10 @@ static bool is_plain(char c)
 	return ascii_is_alnum(c) || c == '.' || c == '_' || c == '-';
 }
 
-/* The end of an identifier: "~" and 16 hexadecimal digits. */
+/* The end of an identifier. */
 static bool is_identity(const char *p)
 {
-	return *p == '~' && strlen(p + 1) == 16 && strspn(p + 1, "0123456789abcdef") == 16;
+	return *p == *BACKEND_IDENTITY && identity_is_valid(p + 1);
 }
 
 /* Parses "[/dev/]nbdN"; what follows the number, NULL when it is not such a name. */
@@ -126,7 +126,7 @@ int name_to_link(const char *backend, char *out)
 
 	if (name_from_backend(backend, name) || name[0] == '.')
 		return -EINVAL;
-	for (const char *p = backend + strlen(BACKEND_PREFIX); *p && *p != '~'; p++) {
+	for (const char *p = backend + strlen(BACKEND_PREFIX); *p && *p != *BACKEND_IDENTITY; p++) {
 		if (n + 4 + strlen("nbdrs--part31") >= sizeof(link))
 			return -EINVAL;
 		if (*p == '%') {

@@ -2,10 +2,8 @@
 /*
  * Names of devices, exports and links: pure text, no files.
  *
- * The backend identifier that the kernel keeps for a device is "nbdrs." and the export's name with every
- * byte outside of A-Z a-z 0-9 . _ - written as %XX; where the volume has an identity (nbdrs/identity.h) "~" and that
- * follow, which are no part of names and links. udev's links use the same bytes as \xnn, which is
- * how udev itself writes labels (60-nbdrs.rules).
+ * From a backend identifier (nbdrs/backend.h) follow export and links; its identity is no part of them. udev's
+ * links use the same bytes as \xnn, which is how udev itself writes labels (60-nbdrs.rules).
  */
 #ifndef NBDRS_NAMES_H
 #define NBDRS_NAMES_H
@@ -14,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BACKEND_PREFIX "nbdrs."
+#include "nbdrs/backend.h"
 
 enum {
 	DEVICE_INDEX_MAX = (1 << 20) - 1, /* MINORBITS: the kernel may allow less */

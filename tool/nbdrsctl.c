@@ -9,8 +9,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
+#include "child.h"
 #include "ctlclient.h"
 #include "nbdrs/ctl.h"
 #include "nbdrs/opt.h"
@@ -28,13 +28,13 @@ enum {
 	STATUS_TIMED_OUT = 8,
 };
 
-enum { UPGRADE_MAX_S = 120, WAIT_DEFAULT_S = 30, WAIT_STEP_MS = 50, TIMEOUT_MAX_S = 86400 };
+enum { UPGRADE_MAX_S = 120, WAIT_DEFAULT_S = 30, WAIT_STEP_MS = 50, UPGRADE_STEP_MS = 10, TIMEOUT_MAX_S = 86400 };
 
 struct options {
 	const char *command, *export; /* export NULL = all */
 	const char *control, *binary; /* NULL = the default */
 	unsigned timeout_ms;
-	uint64_t wait_ns; /* 0 = don't wait for a daemon */
+	uint64_t wait_ms; /* 0 = don't wait for a daemon */
 	uint64_t size;	  /* of resize */
 	bool json, shrink;
 };
@@ -115,8 +115,11 @@ static int take_option(struct options *o, int value, const char *word)
 	case OPT_CONTROL: o->control = optarg; return 0;
 	case OPT_SHRINK: o->shrink = true; return 0;
 	case OPT_WAIT:
-		o->wait_ns = WAIT_DEFAULT_S * UINT64_C(1000000000);
-		return optarg ? take_time("wait", optarg, &o->wait_ns) : 0;
+		o->wait_ms = WAIT_DEFAULT_S * UINT64_C(1000);
+		rc = optarg ? take_time("wait", optarg, &ns) : 0;
+		if (!rc && optarg)
+			o->wait_ms = (ns + 999999) / 1000000;
+		return rc;
 	case OPT_TIMEOUT:
 		rc = take_time("timeout", optarg, &ns);
 		if (!rc)
@@ -235,27 +238,18 @@ static int ask_status(struct ctl_client *c, const char *export, json_t **out, st
 	return 0;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
-
 /*
  * Connects; with --wait again and again while no daemon is there. Nothing announces a socket that comes
  * into being in a folder that may not exist yet, so this asks every 50 ms.
  */
 static int open_daemon(const struct options *o, struct ctl_client **c, struct err *err)
 {
-	const struct timespec step = { .tv_nsec = WAIT_STEP_MS * 1000 * 1000 };
-	const uint64_t deadline = now_ns() + o->wait_ns;
+	const uint64_t deadline = now_ms() + o->wait_ms;
 	int rc;
 
-	while ((rc = ctl_open(o->control, o->timeout_ms, c, err)) == -ECONNREFUSED && o->wait_ns &&
-	       now_ns() < deadline)
-		(void)nanosleep(&step, NULL);
+	while ((rc = ctl_open(o->control, o->timeout_ms, c, err)) == -ECONNREFUSED && o->wait_ms &&
+	       now_ms() < deadline)
+		sleep_ms(WAIT_STEP_MS);
 	return rc;
 }
 
@@ -347,7 +341,6 @@ static int ask_upgraded(const struct options *o, json_int_t from, struct err *er
 
 static int run_upgrade(const struct options *o)
 {
-	const struct timespec step = { .tv_nsec = 10 * 1000 * 1000 };
 	_cleanup_free_ char *binary = o->binary ? realpath(o->binary, NULL) : NULL;
 	_cleanup_ctl_ struct ctl_client *c = NULL;
 	_cleanup_json_ json_t *reply = NULL;
@@ -362,12 +355,12 @@ static int run_upgrade(const struct options *o)
 		rc = ctl_call(c, json_pack("{s:s, s:s*}", "cmd", "upgrade", "binary", binary), &reply, &err);
 	if (rc)
 		return complain(exit_status(c, rc), "%s", err.msg);
-	deadline = now_ns() + UPGRADE_MAX_S * UINT64_C(1000000000);
+	deadline = now_ms() + UPGRADE_MAX_S * UINT64_C(1000);
 	while ((rc = ask_upgraded(o, json_integer_value(json_object_get(reply, "generation")), &err)) > 0) {
-		if (now_ns() >= deadline)
+		if (now_ms() >= deadline)
 			return complain(STATUS_TIMED_OUT, "the daemon has not gone over within %d s; see its log",
 					UPGRADE_MAX_S);
-		(void)nanosleep(&step, NULL);
+		sleep_ms(UPGRADE_STEP_MS);
 	}
 	return rc ? complain(STATUS_FAILED, "%s", err.msg) : STATUS_OK;
 }

@@ -17,6 +17,7 @@
 #include "child.h"
 #include "ctlclient.h"
 #include "driver.h"
+#include "nbdrs/backend.h"
 #include "nbdrs/cleanup.h"
 #include "nl.h"
 #include "sysfs.h"
@@ -31,43 +32,52 @@ static json_t *request(const char *cmd, const struct device *d)
 			 json_sprintf("/dev/%s", d->name));
 }
 
-/* How many connections are missing. */
-static int ask_missing(struct ctl_client *c, const struct device *d, unsigned *missing, struct err *err)
+static unsigned get_count(const json_t *reply, const char *key)
+{
+	const json_int_t n = json_integer_value(json_object_get(reply, key));
+
+	return n < 0 || n > NL_SOCKS_MAX ? NL_SOCKS_MAX : (unsigned)n;
+}
+
+int link_ask(struct ctl_client *c, const struct device *d, struct link *out, struct err *err)
 {
 	_cleanup_json_ json_t *reply = NULL;
-	const unsigned want = MAX(d->connections, 1u);
-	json_int_t alive;
 	int rc = ctl_call(c, request("device", d), &reply, err);
 
 	if (rc)
 		return rc;
-	alive = json_integer_value(json_object_get(reply, "alive"));
-	*missing = alive < 0 || alive >= want ? 0 : want - (unsigned)alive;
-	/* Requests of a file system on it are waiting: they must not reach another image. */
-	if (*missing && (uint64_t)json_integer_value(json_object_get(reply, "size")) / 512 * 512 != d->size)
-		return err_set(err, -ESTALE, "/dev/%s has %llu bytes, and what is served by that name does not",
-			       d->name, (unsigned long long)d->size);
+	out->alive = get_count(reply, "alive");
+	out->wanted = MAX(MAX(d->queues, 1u), get_count(reply, "connections"));
+	out->volume = (uint64_t)json_integer_value(json_object_get(reply, "size"));
 	return 0;
 }
 
-enum link_state reattach_look(const char *control, const struct device *d, unsigned limit_ms,
-			      unsigned *missing, struct err *err)
+/* As link_ask. Where connections are missing requests of a file system are waiting: never for another image. */
+static int ask(struct ctl_client *c, const struct device *d, struct link *l, struct err *err)
+{
+	int rc = link_ask(c, d, l, err);
+
+	if (!rc && l->alive < l->wanted && !backend_fits(d->backend, d->size, d->block_size, l->volume))
+		return err_set(err, -ESTALE, "/dev/%s has %llu bytes, and what is served by that name %llu", d->name,
+			       (unsigned long long)d->size, (unsigned long long)l->volume);
+	return rc;
+}
+
+enum link_state reattach_look(const char *control, const struct device *d, unsigned limit_ms, struct link *l,
+			      struct err *err)
 {
 	_cleanup_ctl_ struct ctl_client *c = NULL;
-	unsigned n = 0;
 	int rc;
 
 	if (!d->export[0])
 		return LINK_FOREIGN;
 	rc = ctl_open(control, limit_ms, &c, err);
 	if (!rc)
-		rc = ask_missing(c, d, &n, err);
-	if (missing)
-		*missing = n;
+		rc = ask(c, d, l, err);
 	if (rc)
 		return rc == -ESTALE || (rc == -ENOENT && c && ctl_was_answered(c)) ? LINK_ORPHAN
 										   : LINK_WAITING;
-	return n ? LINK_CUT : LINK_LIVE;
+	return l->alive < l->wanted ? LINK_CUT : LINK_LIVE;
 }
 
 /* Gets `n` sockets from the daemon and gives them to the kernel, which may drop some. */
@@ -80,6 +90,8 @@ static int give(struct ctl_client *c, const struct device *d, unsigned n, struct
 
 	if (!wish || json_object_set_new(wish, "connections", json_integer(n)) ||
 	    json_object_set_new(wish, "size", json_integer((json_int_t)d->size)) ||
+	    json_object_set_new(wish, "block_size",
+				json_integer((json_int_t)MAX(d->block_size, (uint64_t)BLOCK_SIZE_MIN))) ||
 	    json_object_set_new(wish, "read_only", json_boolean(d->is_read_only)))
 		return err_set(err, -ENOMEM, "out of memory");
 	rc = ctl_send(c, TAKE_PTR(wish), err);
@@ -98,19 +110,20 @@ int reattach(const char *control, const struct device *d, unsigned limit_ms, str
 {
 	_cleanup_ctl_ struct ctl_client *c = NULL;
 	const uint64_t until = now_ms() + limit_ms;
-	unsigned pause = PAUSE_MIN_MS, missing;
+	unsigned pause = PAUSE_MIN_MS;
+	struct link l;
 	int rc = ctl_open(control, limit_ms, &c, err);
 
 	if (rc)
 		return rc;
 	for (;;) {
-		rc = ask_missing(c, d, &missing, err);
-		if (rc || !missing)
+		rc = ask(c, d, &l, err);
+		if (rc || l.alive >= l.wanted)
 			return rc;
-		rc = give(c, d, missing, err);
+		rc = give(c, d, l.wanted - l.alive, err);
 		if (!rc)
-			rc = ask_missing(c, d, &missing, err);
-		if (!rc && !missing)
+			rc = ask(c, d, &l, err);
+		if (!rc && l.alive >= l.wanted)
 			return 0;
 		/* EBUSY: the daemon still works on requests of the lost connections. */
 		if (rc && rc != -EBUSY)

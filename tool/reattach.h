@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 
+#include "ctlclient.h"
 #include "devices.h"
 #include "nbdrs/err.h"
 
@@ -21,12 +22,22 @@ enum link_state {
 
 extern const char *const link_state_names[];
 
+/* What a daemon says of a device. */
+struct link {
+	unsigned alive;	 /* connections that work */
+	unsigned wanted; /* connections it should have, as far as the daemon or the kernel know */
+	uint64_t volume; /* bytes */
+};
+
+/* -ENOENT: it serves nothing by the device's identifier; else as ctl_call. */
+int link_ask(struct ctl_client *c, const struct device *d, struct link *out, struct err *err);
+
 /*
- * Asks the daemon at `control` (NULL = the default) about a connected device; at most `limit_ms`. With
- * LINK_CUT, *missing is how many connections; may be NULL. `err` says what is wrong where something is.
+ * Asks the daemon at `control` (NULL = the default) about a connected device; at most `limit_ms`. *l is
+ * what it says, with LINK_LIVE and LINK_CUT only. `err` says what is wrong where something is.
  */
-enum link_state reattach_look(const char *control, const struct device *d, unsigned limit_ms,
-			      unsigned *missing, struct err *err);
+enum link_state reattach_look(const char *control, const struct device *d, unsigned limit_ms, struct link *l,
+			      struct err *err);
 
 /*
  * Gives the device the connections that it lacks, and returns when all work, or after `limit_ms`. Requests

@@ -10,8 +10,10 @@
 #include "child.h"
 #include "devices.h"
 #include "lock.h"
+#include "nbdrs/backend.h"
 #include "nbdrs/opt.h"
 #include "nl.h"
+#include "reattach.h"
 #include "usable.h"
 
 enum { SETTLE_MS = 5000 };
@@ -34,12 +36,6 @@ static int do_resize(const void *arg, void *result)
 		rc = nbdnl_resize(nl, o->index, o->backend, o->size);
 	nbdnl_close(nl);
 	return rc;
-}
-
-/* What a device of that volume has: whole blocks. */
-static uint64_t device_size(const struct device *d, uint64_t size)
-{
-	return d->block_size ? size - size % d->block_size : size;
 }
 
 /*
@@ -72,7 +68,8 @@ static int set_device(const struct device *d, uint64_t size, struct err *err)
 
 struct plan {
 	struct device *d; /* r->devices_n of them */
-	uint64_t volume;  /* bytes now */
+	/* Bytes now, 0 = it has no devices: then the daemon sees to all of it. */
+	uint64_t volume;
 	uint64_t largest; /* of the volume and its devices */
 };
 
@@ -95,64 +92,34 @@ static int find_devices(struct resize *r, struct plan *p, struct err *err)
 	return 0;
 }
 
-/* The daemon's view of one of its devices; NULL when it has none. */
-static const json_t *find_entry(const json_t *export, const char *name)
-{
-	const json_t *list = json_object_get(export, "devices"), *entry;
-	size_t i;
-
-	json_array_foreach(list, i, entry) {
-		const char *node = json_string_value(json_object_get(entry, "device"));
-
-		if (node && strncmp(node, "/dev/", 5) == 0 && strcmp(node + 5, name) == 0)
-			return entry;
-	}
-	return NULL;
-}
-
 /* The kernel waits for what it has sent on a dead connection, and everything else then waits for the kernel. */
-static int check_alive(const struct device *d, const json_t *export, struct err *err)
+static int ask_alive(struct ctl_client *c, const struct device *d, struct link *l, struct err *err)
 {
-	const json_t *entry = find_entry(export, d->name);
-	const json_int_t alive = json_integer_value(json_object_get(entry, "connections_alive"));
+	int rc = link_ask(c, d, l, err);
 
-	if (entry && alive >= (json_int_t)MAX(d->connections, 1u))
-		return 0;
-	return err_set(err, -EBUSY, "a connection of /dev/%s to its daemon is dead (%lld of %u live); attach it again "
-		       "first: nbdrs-attach '%s'", d->name, (long long)alive, MAX(d->connections, 1u), d->export);
-}
-
-static int ask_status(struct ctl_client *c, const char *name, json_t **out, struct err *err)
-{
-	_cleanup_json_ json_t *head = NULL;
-	int rc = ctl_send(c, json_pack("{s:s, s:s}", "cmd", "status", "export", name), err);
-
-	if (!rc)
-		rc = ctl_recv(c, &head, NULL, NULL, err);
-	if (!rc && !ctl_has_more(head))
-		rc = err_set(err, -EPROTO, "the daemon's status has no export");
-	return rc ? rc : ctl_recv(c, out, NULL, NULL, err);
+	if (rc == -ENOENT && ctl_was_answered(c))
+		return err_set(err, -EBUSY, "/dev/%s was attached to a volume '%s' that is not the one served here, if "
+			       "any is; detach it first: nbdrs-attach -d /dev/%s", d->name, d->export, d->name);
+	if (!rc && l->alive < l->wanted)
+		return err_set(err, -EBUSY, "a connection of /dev/%s to its daemon is dead (%u of %u live); attach it "
+			       "again first: nbdrs-attach '%s'", d->name, l->alive, l->wanted, d->export);
+	return rc;
 }
 
 static int look(struct ctl_client *c, struct resize *r, struct plan *p, struct err *err)
 {
-	_cleanup_json_ json_t *reply = NULL;
-	const json_t *export;
 	int rc = find_devices(r, p, err);
 
-	if (!rc)
-		rc = ask_status(c, r->export, &reply, err);
-	if (rc)
-		return rc;
-	export = json_object_get(reply, "export");
-	p->volume = p->largest = (uint64_t)json_integer_value(json_object_get(export, "size"));
-	for (unsigned i = 0; i < r->devices_n; i++) {
-		rc = check_alive(&p->d[i], export, err);
+	for (unsigned i = 0; i < r->devices_n && !rc; i++) {
+		struct link l;
+
+		rc = ask_alive(c, &p->d[i], &l, err);
 		if (rc)
-			return rc;
-		p->largest = MAX(p->largest, p->d[i].size);
+			break;
+		p->volume = l.volume;
+		p->largest = MAX(p->largest, MAX(l.volume, p->d[i].size));
 	}
-	return 0;
+	return rc;
 }
 
 /* --- the two ways --- */
@@ -168,7 +135,7 @@ static int resize_volume(struct ctl_client *c, const struct resize *r, struct er
 static int resize_devices(const struct resize *r, const struct plan *p, struct err *err)
 {
 	for (unsigned i = 0; i < r->devices_n; i++) {
-		const uint64_t size = device_size(&p->d[i], r->size);
+		const uint64_t size = device_bytes(r->size, p->d[i].block_size);
 		int rc = size == p->d[i].size ? 0 : set_device(&p->d[i], size, err);
 
 		if (rc)

@@ -4,7 +4,7 @@
  * are the same whether udev runs or not, and cost microseconds to look at.
  *
  * Order: size and backend in sysfs -> node in /dev -> a read (its open makes the kernel scan for
- * partitions) -> links and database entries of udev, for the disk and each partition.
+ * partitions) -> systemd may know (announce.h) -> links and database entries of udev, for the disk and each partition.
  */
 #include "usable.h"
 
@@ -21,6 +21,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "announce.h"
 #include "child.h"
 #include "devices.h"
 #include "nbdrs/cleanup.h"
@@ -58,14 +59,12 @@ static int late(struct err *err, const char *what)
 
 static int wait_size(const struct usable *u, struct device *d, uint64_t until, struct err *err)
 {
-	/* The kernel counts in sectors and drops a rest. */
-	const uint64_t want = u->size / 512 * 512;
 	char what[256];
 	int rc;
 
 	do {
 		rc = device_get(u->index, d);
-		if (!rc && d->is_connected && d->size == want) {
+		if (!rc && d->is_connected && d->size == u->size) {
 			if (!d->has_backend || strcmp(d->backend, u->backend) == 0)
 				return 0;
 			return err_set(err, -EBUSY, "/dev/%s was taken by another backend, '%s'",
@@ -75,7 +74,7 @@ static int wait_size(const struct usable *u, struct device *d, uint64_t until, s
 	(void)snprintf(what, sizeof(what),
 		       "the kernel shows %s with %llu bytes (%s) instead of %llu connected ones",
 		       d->name, (unsigned long long)d->size, rc ? strerror(-rc) : "see dmesg",
-		       (unsigned long long)want);
+		       (unsigned long long)u->size);
 	return late(err, what);
 }
 
@@ -223,19 +222,6 @@ void udev_settle(unsigned limit_ms)
 			;
 }
 
-/* A `change` event of our own. Not being allowed to is no error: the kernel's may do. */
-static void trigger(const char *name)
-{
-	char path[SYSFS_PATH_LEN];
-	_cleanup_close_ int fd = -1;
-
-	if (fs_path(path, "/sys/block/%s/uevent", name))
-		return;
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd >= 0)
-		(void)!write(fd, "change", 6);
-}
-
 /* Before Linux 6.17 the event of CONNECT comes before the attribute that our rules look at. */
 static bool kernel_is_early(void)
 {
@@ -302,7 +288,7 @@ static int wait_udev(const struct usable *u, const struct device *d, uint64_t un
 		 * events of a disk hold up those of its partitions.
 		 */
 		if (missing && link[0] && now_ms() >= trigger_at && queue_is_empty()) {
-			trigger(d->name);
+			announce_again(d->name);
 			trigger_at = now_ms() + TRIGGER_MS;
 			continue;
 		}
@@ -343,6 +329,8 @@ int usable_wait(const struct usable *u, struct err *err)
 	} else if (!rc) {
 		rc = wait_read(d, until, err);
 	}
+	if (!rc)
+		announce_release(u->index, u->backend);
 	/* udev's work begins now, so its time does, too. */
 	if (!rc && u->waits_for_udev && udev_runs())
 		rc = wait_udev(u, d, now_ms() + u->limit_ms, err);

@@ -13,7 +13,7 @@
 
 struct usable {
 	uint32_t index;
-	uint64_t size;       /* bytes that the export has */
+	uint64_t size;       /* bytes that it must have */
 	const char *backend; /* that the device must carry */
 	bool waits_for_udev;
 	unsigned limit_ms; /* for the kernel and the daemon, and again for udev */

@@ -5,9 +5,9 @@
 #ifndef NBDRS_CMD_H
 #define NBDRS_CMD_H
 
-#include <spawn.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "conf/conffile.h"
 #include "nbdrs/co.h"
@@ -102,10 +102,10 @@ void process_prepare(void);
 bool process_has_cap(int cap);
 
 /*
- * posix_spawn(3) with no signal blocked or ignored: ours are. -errno.
+ * posix_spawn(3) with no signal blocked or ignored: ours are. `in` is its standard input, `out` its standard output and
+ * error; -1 = ours. -errno.
  */
-int process_spawn(const char *program, char *const argv[], const posix_spawn_file_actions_t *files,
-		  pid_t *pid);
+int process_spawn(const char *program, char *const argv[], int in, int out, pid_t *pid);
 
 /*
  * Runs `nbdrs-attach --watch` for the control socket `path` beside us, which gives kernel devices new
@@ -115,8 +115,9 @@ int process_spawn(const char *program, char *const argv[], const posix_spawn_fil
 void watcher_start(const char *path);
 /* Whether the kernel has a device that was attached to some nbdrsd: one before this, perhaps. Reads sysfs. */
 bool watcher_has_devices(void);
-/* Ends it, if it was started. */
-void watcher_stop(void);
+/* Ends it; false = there was none. None is started any more, until watcher_may_start. Waits for the helper. */
+bool watcher_stop(void);
+void watcher_may_start(void);
 
 struct handover;
 
@@ -136,13 +137,14 @@ int upgrade_take(struct handover *h, struct err *err);
 /*
  * The service manager keeps descriptors from one process to the next (fdstore.c), where the unit says so by FDSTORE in
  * the environment (systemd does it by itself from 254 on). fdstore_put: the file of a handover and its connections,
- * to be taken by the one that is started next, if any is; else they are closed. fdstore_take: 1 = *h is what was
- * put there, its descriptors ours, 0 = there was nothing, -errno. fdstore_forget: the manager drops its copies,
+ * to be taken by the one that is started next, if any is; else they are closed. fdstore_room: how many, 0 = none.
+ * fdstore_take: 1 = *h is what was put there, its descriptors ours, 0 = there was nothing that can be used: then those
+ * connections are cut, and devices wait as after a crash. fdstore_forget: the manager drops its copies,
  * because of which the kernel would never see that a connection has ended.
  */
-bool fdstore_is_there(void);
+uint64_t fdstore_room(void);
 int fdstore_put(const struct handover *h, int file);
-int fdstore_take(struct handover *h, struct err *err);
+int fdstore_take(struct handover *h);
 void fdstore_forget(void);
 
 /* Tells the service manager (sd_notify(3)); nothing happens without one. Newline-separated assignments. */

@@ -5,6 +5,9 @@
  * Each has a name: "nbdrs-handover" the file (handover.h), "nbdrs-N" the connection that is number N in it. They
  * come back among the sockets of LISTEN_FDS, under other numbers, and listen.c leaves what has such a name alone.
  * Whether a start will follow nobody knows; systemd closes what it has when the service stays stopped.
+ *
+ * A descriptor that stays there, or here, unused keeps the kernel from seeing that its connection has ended, and the
+ * device would hang. So what cannot be used is cut, here and there.
  */
 #include "cmd/cmd.h"
 
@@ -12,29 +15,32 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "nbdrs/cleanup.h"
 #include "nbdrs/handover.h"
 #include "nbdrs/opt.h"
 
-#define PREFIX	  "nbdrs-"
-#define FILE_NAME PREFIX "handover"
-
 #ifdef HAVE_SYSTEMD
 #include <systemd/sd-daemon.h>
 
-enum { BARRIER_US = 5000000 };
+enum { BARRIER_US = 5000000, NAME_LEN = 32 };
 
 static size_t taken_n; /* connections that are to be forgotten */
 static bool was_taken;
 
-bool fdstore_is_there(void)
+uint64_t fdstore_room(void)
 {
 	const char *max = getenv("FDSTORE");
 	uint64_t n;
 
-	return getenv("NOTIFY_SOCKET") && max && parse_u64(max, &n) == 0 && n > 0;
+	return getenv("NOTIFY_SOCKET") && max && parse_u64(max, &n) == 0 ? n : 0;
+}
+
+static void conn_name(char out[NAME_LEN], size_t number)
+{
+	(void)snprintf(out, NAME_LEN, HANDOVER_CONN_NAME, number); /* fits */
 }
 
 static int put_one(const char *name, int fd)
@@ -47,88 +53,126 @@ static int put_one(const char *name, int fd)
 	return rc < 0 ? rc : rc == 0 ? -ENOTCONN : 0;
 }
 
+static void forget_one(const char *name)
+{
+	char text[64];
+
+	(void)snprintf(text, sizeof(text), "FDSTOREREMOVE=1\nFDNAME=%s", name);
+	notify_manager(text);
+}
+
+static void forget_all(size_t n)
+{
+	char name[NAME_LEN];
+
+	for (size_t i = 0; i < n; i++) {
+		conn_name(name, i);
+		forget_one(name);
+	}
+	forget_one(HANDOVER_FILE_NAME);
+}
+
 int fdstore_put(const struct handover *h, int file)
 {
-	char name[32];
+	char name[NAME_LEN];
 	int rc = 0;
 
 	for (size_t i = 0; i < h->conns_n && !rc; i++) {
-		(void)snprintf(name, sizeof(name), PREFIX "%zu", i);
+		conn_name(name, i);
 		rc = put_one(name, h->conns[i].fd);
 	}
 	/* Last: with it the next one knows that the others are there. */
 	if (!rc)
-		rc = put_one(FILE_NAME, file);
+		rc = put_one(HANDOVER_FILE_NAME, file);
 	/* Messages of a process that is gone can't be told to be this service's. */
 	if (!rc)
 		rc = sd_notify_barrier(0, BARRIER_US);
+	if (rc < 0)
+		forget_all(h->conns_n);
 	return rc < 0 ? rc : 0;
 }
 
-/* The descriptor of connection `number`, -1 = none. */
-static int find(char **names, int n, size_t number)
-{
-	char name[32];
+/* What comes in LISTEN_FDS. */
+struct passed {
+	char **names;
+	int n;
+};
 
-	(void)snprintf(name, sizeof(name), PREFIX "%zu", number);
-	for (int i = 0; i < n; i++)
-		if (strcmp(names[i], name) == 0)
+static int find(const struct passed *p, const char *name)
+{
+	for (int i = 0; i < p->n; i++)
+		if (strcmp(p->names[i], name) == 0)
 			return SD_LISTEN_FDS_START + i;
 	return -1;
 }
 
-static int take(char **names, int n, struct handover *h, struct err *err)
+/* Of no use: the kernel shall see the end of each. */
+static void cut_all(const struct passed *p)
 {
-	int file = -1, rc;
+	for (int i = 0; i < p->n; i++) {
+		if (!handover_is_kept(p->names[i]))
+			continue;
+		(void)shutdown(SD_LISTEN_FDS_START + i, SHUT_RDWR); /* the file is no socket */
+		(void)close(SD_LISTEN_FDS_START + i);
+		forget_one(p->names[i]);
+	}
+}
 
-	for (int i = 0; i < n; i++)
-		if (strcmp(names[i], FILE_NAME) == 0)
-			file = SD_LISTEN_FDS_START + i;
+/* 1 = taken, 0 = there is no file, -errno. */
+static int take(const struct passed *p, struct handover *h, struct err *err)
+{
+	const int file = find(p, HANDOVER_FILE_NAME);
+	char name[NAME_LEN];
+	int rc;
+
 	if (file < 0)
 		return 0;
 	rc = handover_load(file, h, err);
-	(void)close(file); /* read only */
 	if (rc)
 		return rc;
+	(void)close(file); /* read only */
 	taken_n = h->conns_n;
 	was_taken = true;
 	/* systemd drops one that ends meanwhile: as if it had ended under us. */
-	for (size_t i = 0; i < h->conns_n; i++)
-		h->conns[i].fd = find(names, n, i);
+	for (size_t i = 0; i < h->conns_n; i++) {
+		conn_name(name, i);
+		h->conns[i].fd = find(p, name);
+	}
 	return 1;
 }
 
-int fdstore_take(struct handover *h, struct err *err)
+int fdstore_take(struct handover *h)
 {
-	char **names = NULL;
-	int rc, n = sd_listen_fds_with_names(0, &names);
+	struct passed p = { 0 };
+	struct err err = { "" };
+	int rc;
 
-	if (n <= 0)
+	p.n = sd_listen_fds_with_names(0, &p.names);
+	if (p.n <= 0)
 		return 0; /* an error shows when the listening sockets are looked for */
-	rc = take(names, n, h, err);
-	for (int i = 0; i < n; i++)
-		free(names[i]);
-	free(names);
-	return rc;
+	rc = take(&p, h, &err);
+	if (rc < 0)
+		log_error("connections of devices that systemd has kept are cut, and wait for new ones error=%s "
+			  "reason=\"%s\"", err_name(rc), err.msg);
+	if (rc <= 0)
+		cut_all(&p);
+	for (int i = 0; i < p.n; i++)
+		free(p.names[i]);
+	free(p.names);
+	return rc > 0;
 }
 
 void fdstore_forget(void)
 {
-	char text[64];
-
 	if (!was_taken)
 		return;
-	for (size_t i = 0; i < taken_n; i++) {
-		(void)snprintf(text, sizeof(text), "FDSTOREREMOVE=1\nFDNAME=" PREFIX "%zu", i);
-		notify_manager(text);
-	}
-	notify_manager("FDSTOREREMOVE=1\nFDNAME=" FILE_NAME);
+	forget_all(taken_n);
 	was_taken = false;
 }
 #else
-bool fdstore_is_there(void)
+uint64_t fdstore_room(void)
 {
-	return false;
+	return 0;
 }
 
 int fdstore_put(const struct handover *h, int file)
@@ -138,10 +182,9 @@ int fdstore_put(const struct handover *h, int file)
 	return -EOPNOTSUPP;
 }
 
-int fdstore_take(struct handover *h, struct err *err)
+int fdstore_take(struct handover *h)
 {
 	(void)h;
-	(void)err;
 	return 0;
 }
 

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <linux/capability.h>
 #include <signal.h>
+#include <spawn.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -39,15 +40,26 @@ bool process_has_cap(int cap)
 
 extern char **environ;
 
-int process_spawn(const char *program, char *const argv[], const posix_spawn_file_actions_t *files,
-		  pid_t *pid)
+/* In `files`: descriptor `fd`, -1 = ours, is `number` there. */
+static int add_fd(posix_spawn_file_actions_t *files, int fd, int number)
 {
+	return fd < 0 ? 0 : posix_spawn_file_actions_adddup2(files, fd, number);
+}
+
+int process_spawn(const char *program, char *const argv[], int in, int out, pid_t *pid)
+{
+	posix_spawn_file_actions_t files;
 	posix_spawnattr_t attr;
 	sigset_t none, all;
-	int rc = posix_spawnattr_init(&attr);
+	int rc = posix_spawn_file_actions_init(&files);
 
 	if (rc)
 		return -rc;
+	rc = posix_spawnattr_init(&attr);
+	if (rc) {
+		(void)posix_spawn_file_actions_destroy(&files); /* can't fail */
+		return -rc;
+	}
 	(void)sigemptyset(&none); /* these can't fail */
 	(void)sigfillset(&all);
 	rc = posix_spawnattr_setsigmask(&attr, &none);
@@ -56,8 +68,15 @@ int process_spawn(const char *program, char *const argv[], const posix_spawn_fil
 	if (!rc)
 		rc = posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
 	if (!rc)
-		rc = posix_spawn(pid, program, files, &attr, argv, environ);
-	(void)posix_spawnattr_destroy(&attr); /* can't fail */
+		rc = add_fd(&files, in, STDIN_FILENO);
+	if (!rc)
+		rc = add_fd(&files, out, STDOUT_FILENO);
+	if (!rc)
+		rc = add_fd(&files, out, STDERR_FILENO);
+	if (!rc)
+		rc = posix_spawn(pid, program, &files, &attr, argv, environ);
+	(void)posix_spawnattr_destroy(&attr); /* nor can these */
+	(void)posix_spawn_file_actions_destroy(&files);
 	return -rc;
 }
 

@@ -115,7 +115,7 @@ static CO_FN void close_all(struct serve *s)
 	if (cut)
 		log_warn("connections cut off when the drain time was over n=%u", cut);
 	retry_stop_by(now_ns() + s->a->drain_ns); /* once more as long, for the last flush */
-	rc = exports_close();
+	rc = exports_close(false);
 	watchdog_stop(); /* last: a drain that hangs is noticed */
 	if (rc) {
 		s->has_flush_failed = true;
@@ -127,8 +127,7 @@ static const char *watched_control; /* for the hook, which has no argument */
 
 static void device_attached(void)
 {
-	if (watcher_has_devices())
-		watcher_start(watched_control);
+	watcher_start(watched_control);
 }
 
 static struct listen_conf listen_conf(const struct serve *s)
@@ -156,7 +155,8 @@ static CO_FN int start_run(void *arg)
 {
 	struct serve *s = arg;
 	const struct listen_conf conf = listen_conf(s);
-	int rc = 0;
+	/* First: the manager's clock runs since before an upgrade, and a journal may be long. */
+	int rc = watchdog_start(&s->err);
 
 	for (unsigned i = 0; i < s->a->volumes_n && !rc; i++)
 		rc = export_add(s->a->volumes[i].name, TAKE_PTR(s->specs[i]), s->a->read_only, &s->err);
@@ -169,8 +169,6 @@ static CO_FN int start_run(void *arg)
 	/* Last: who gets an answer here may count on the daemon to serve. */
 	if (!rc)
 		rc = open_control(s);
-	if (!rc)
-		rc = watchdog_start(&s->err);
 	if (rc)
 		close_all(s);
 	return rc;
@@ -206,10 +204,15 @@ static CO_FN int leave_run(void *arg)
 {
 	struct serve *s = arg;
 	const struct listen_conf conf = listen_conf(s);
-	int rc = exports_flush(); /* most of the work, while everybody is served */
+	int rc = exports_freeze();
 
 	if (rc)
+		return err_set(&s->err, rc, "a resize is under way");
+	rc = exports_flush(); /* most of the work, while everybody is served */
+	if (rc) {
+		exports_thaw();
 		return err_set(&s->err, rc, "a flush failed (%s)", err_name(rc));
+	}
 	listeners_hold();
 	rc = conns_hold(false, now_ns() + s->a->drain_ns);
 	if (rc)
@@ -220,6 +223,7 @@ static CO_FN int leave_run(void *arg)
 		struct err err = { "" };
 
 		handover_clear(&s->left);
+		exports_thaw();
 		conns_resume();
 		if (listeners_start(&conf, &err))
 			log_error("no new clients: %s", err.msg);
@@ -230,7 +234,8 @@ static CO_FN int leave_run(void *arg)
 	conns_forget();
 	listeners_forget();
 	(void)conns_drain(now_ns()); /* there are none: what they shared */
-	rc = exports_close();
+	retry_stop_by(now_ns() + s->a->drain_ns);
+	rc = exports_close(true);
 	watchdog_stop(); /* the next one starts its own */
 	if (rc)
 		log_error("closing for an upgrade: error=%s", err_name(rc)); /* flushed before: nothing is lost */
@@ -248,6 +253,8 @@ static CO_FN void keep_devices(struct serve *s)
 	s->left.generation = ctl_generation + 1;
 	if (!rc)
 		rc = conns_save(&s->left);
+	if (!rc && s->left.conns_n >= fdstore_room()) /* one is for the file */
+		rc = -ENOSPC;
 	if (!rc && s->left.conns_n)
 		rc = ctl_devices_save(&s->left);
 	if (!rc && s->left.conns_n)
@@ -267,7 +274,7 @@ static CO_FN int stop_run(void *arg)
 {
 	struct serve *s = arg;
 
-	if (fdstore_is_there())
+	if (fdstore_room())
 		keep_devices(s);
 	close_all(s);
 	return 0;
@@ -351,12 +358,14 @@ static bool try_upgrade(struct serve *s)
 {
 	const uint64_t begin = now_ns();
 	eventfd_t count;
+	bool had_watcher;
 	int rc;
 
 	(void)eventfd_read(upgrade_event_fd(), &count); /* poll said so */
 	notify_manager("STATUS=going over to a new nbdrsd");
 	log_info("going over to a new nbdrsd");
 	s->err.msg[0] = '\0';
+	had_watcher = watcher_stop(); /* while all goes on: the helper may be waiting for the driver */
 	rc = run_on_reactor(s, leave_run);
 	if (!rc) {
 		log_info("handed over connections=%zu ms=%u", s->left.conns_n,
@@ -365,6 +374,9 @@ static bool try_upgrade(struct serve *s)
 	}
 	log_error("the upgrade was called off, this daemon goes on error=%s reason=\"%s\"", err_name(rc),
 		  s->err.msg);
+	watcher_may_start();
+	if (had_watcher)
+		watcher_start(s->a->control);
 	(void)run_on_reactor(s, tell_called_off); /* always 0 */
 	notify_manager("STATUS=serving; an upgrade was called off");
 	return false;
@@ -424,12 +436,10 @@ static int serve_on_reactors(struct serve *s)
 	if (s->has_control && watcher_has_devices())
 		watcher_start(s->a->control);
 	is_upgrade = wait_for_stop(s);
-	if (is_upgrade) {
-		watcher_stop();
+	if (is_upgrade)
 		return CMD_OK; /* serve() does the rest, without threads */
-	}
 
-	watcher_stop(); /* or it would try to mend what we are about to end */
+	(void)watcher_stop(); /* or it would try to mend what we are about to end */
 	notify_manager("STOPPING=1\nSTATUS=waiting for requests in flight");
 	(void)run_on_reactor(s, stop_run); /* what can fail is in has_flush_failed */
 	log_info("stopped");
@@ -499,7 +509,7 @@ static int check_handover(struct serve *s)
 int cmd_serve(const struct args *a)
 {
 	struct serve s = { .a = a, .signal_fd = -1, .left_fd = -1 };
-	int code = CMD_USAGE, rc;
+	int code = CMD_USAGE, rc; /* 2 says that another try is no use */
 
 	s.specs = calloc(a->volumes_n, sizeof(struct spec *));
 	if (!s.specs || upgrade_prepare(a)) {
@@ -511,9 +521,10 @@ int cmd_serve(const struct args *a)
 	if (!rc && a->check_handover)
 		return check_handover(&s);
 	if (!rc) {
+		code = CMD_FAILED;
 		rc = upgrade_take(&s.left, &s.err);
 		if (!rc)
-			rc = fdstore_take(&s.left, &s.err);
+			rc = fdstore_take(&s.left);
 		s.was_left = rc > 0;
 		rc = MIN(rc, 0);
 	}

@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "nbdrs/backend.h"
 #include "nbdrs/cleanup.h"
 
 enum { PATH_LEN = 4096, PAUSE_S = 1 };
@@ -42,13 +43,14 @@ bool watcher_has_devices(void)
 
 	while (dir && !found && (e = readdir(dir))) {
 		char path[sizeof("/sys/block//backend") + sizeof(e->d_name)], text[8] = "";
+		const ssize_t len = sizeof(BACKEND_PREFIX) - 1;
 		_cleanup_close_ int fd = -1;
 
 		if (strncmp(e->d_name, "nbd", 3) != 0)
 			continue;
 		(void)snprintf(path, sizeof(path), "/sys/block/%s/backend", e->d_name); /* fits */
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		found = fd >= 0 && read(fd, text, 6) == 6 && strcmp(text, "nbdrs.") == 0;
+		found = fd >= 0 && read(fd, text, (size_t)len) == len && strcmp(text, BACKEND_PREFIX) == 0;
 	}
 	if (dir)
 		(void)closedir(dir);
@@ -75,16 +77,8 @@ static int spawn_helper(pid_t *pid)
 {
 	static char words[][16] = { "nbdrs-attach", "--watch", "--until-eof", "--control" };
 	char *const argv[] = { words[0], words[1], words[2], words[3], watcher.control, NULL };
-	posix_spawn_file_actions_t files;
-	int rc = -posix_spawn_file_actions_init(&files);
 
-	if (rc)
-		return rc;
-	rc = -posix_spawn_file_actions_adddup2(&files, watcher.pipe[0], STDIN_FILENO);
-	if (!rc)
-		rc = process_spawn(watcher.program, argv, &files, pid);
-	(void)posix_spawn_file_actions_destroy(&files); /* can't fail */
-	return rc;
+	return process_spawn(watcher.program, argv, watcher.pipe[0], -1, pid);
 }
 
 static void *watcher_thread(void *arg)
@@ -139,7 +133,7 @@ void watcher_start(const char *path)
 	pthread_mutex_unlock(&start_lock);
 }
 
-void watcher_stop(void)
+bool watcher_stop(void)
 {
 	bool is_started;
 
@@ -148,8 +142,17 @@ void watcher_stop(void)
 	is_started = watcher.is_started;
 	pthread_mutex_unlock(&start_lock);
 	if (!is_started)
-		return;
+		return false;
 	(void)close(watcher.pipe[1]); /* its end of input */
 	(void)pthread_join(watcher.thread, NULL);
 	(void)close(watcher.pipe[0]);
+	watcher.is_started = false;
+	return true;
+}
+
+void watcher_may_start(void)
+{
+	pthread_mutex_lock(&start_lock);
+	watcher.is_stopping = false;
+	pthread_mutex_unlock(&start_lock);
 }

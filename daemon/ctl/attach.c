@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "nbdrs/backend.h"
 #include "nbdrs/conn.h"
 #include "nbdrs/ctl.h"
 #include "nbdrs/handover.h"
@@ -320,17 +321,19 @@ struct wish {
 /* For a device that has lost connections: what it was connected to, and nothing else. */
 static int wish_of_device(json_t *req, const char *backend_id, struct wish *w, struct err *err)
 {
-	json_t *size = json_object_get(req, "size");
+	json_t *size = json_object_get(req, "size"), *block = json_object_get(req, "block_size");
 
 	w->device = get_device(req);
-	if (!w->device || !json_is_integer(size))
+	if (!w->device || !json_is_integer(size) || json_integer_value(size) < 0)
 		return err_set(err, -EINVAL,
 			       "attach by \"backend_id\" needs \"device\", a path, and \"size\", a number");
+	if (block && (!json_is_integer(block) || json_integer_value(block) < BLOCK_SIZE_MIN))
+		return err_set(err, -EINVAL, "\"block_size\" must be a number from %d on", BLOCK_SIZE_MIN);
 	w->export = export_find_backend(backend_id);
 	if (!w->export)
 		return err_set(err, -ENOENT, "nothing is served by the identifier '%.64s'", backend_id);
-	/* The kernel counts in sectors and drops a rest. */
-	if (w->export->size / 512 != (uint64_t)json_integer_value(size) / 512)
+	if (!backend_fits(backend_id, (uint64_t)json_integer_value(size), (uint64_t)json_integer_value(block),
+			  w->export->size))
 		return err_set(err, -ESTALE, "export '%.64s' has %llu bytes, and %s was attached with %lld",
 			       w->export->name, (unsigned long long)w->export->size, w->device,
 			       (long long)json_integer_value(size));
@@ -495,7 +498,7 @@ int ctl_cmd_device(struct ctl_peer *p, json_t *req)
 	_cleanup_conns_ struct ctl_conns conns = { 0 };
 	const char *name = get_device(req), *backend_id;
 	const struct export *e;
-	unsigned alive = 0;
+	unsigned alive = 0, connections = 0;
 	bool bad;
 
 	backend_id = ctl_get_text(req, "backend_id", &bad);
@@ -507,12 +510,18 @@ int ctl_cmd_device(struct ctl_peer *p, json_t *req)
 	if (!e)
 		return ctl_refuse(p, -ENOENT, "nothing is served by the identifier '%.64s'", backend_id);
 	/* One without a name is just being attached, or was by a tool that did not live to say so. */
-	list_for_each(d, &devices, struct device, node)
-		if (d->export == e && (!*d->name || strcmp(d->name, name) == 0))
-			alive += count_conns(d, &conns).alive;
+	list_for_each(d, &devices, struct device, node) {
+		unsigned n;
+
+		if (d->export != e || (*d->name && strcmp(d->name, name) != 0))
+			continue;
+		n = count_conns(d, &conns).alive;
+		alive += n;
+		connections += *d->name ? d->connections : n;
+	}
 	return ctl_answer(p,
-			  json_pack("{s:o, s:I, s:i}", "export", ctl_text(e->name), "size",
-				    (json_int_t)e->size, "alive", (int)alive),
+			  json_pack("{s:o, s:I, s:i, s:i}", "export", ctl_text(e->name), "size",
+				    (json_int_t)e->size, "alive", (int)alive, "connections", (int)connections),
 			  NULL, 0);
 }
 

@@ -24,11 +24,6 @@ static struct layer *home_of(struct chain *c)
 	return l->kids_n > 1 ? NULL : l;
 }
 
-static bool is_identity(const char *text)
-{
-	return strlen(text) == IDENTITY_LEN && strspn(text, "0123456789abcdef") == IDENTITY_LEN;
-}
-
 static int make_text(char out[IDENTITY_LEN + 1])
 {
 	unsigned char bytes[IDENTITY_LEN / 2];
@@ -193,7 +188,7 @@ int identity_read(struct chain *c, char out[IDENTITY_LEN + 1], struct err *err)
 	}
 	if (rc)
 		return err_set(err, rc, "which volume it is cannot be read: %s", err_name(rc));
-	if (is_identity(a.text))
+	if (identity_is_valid(a.text))
 		memcpy(out, a.text, IDENTITY_LEN + 1);
 	return 0;
 }

@@ -253,13 +253,12 @@ CO_FN static void stop_watching(void)
 	pthread_mutex_unlock(&idle_lock);
 }
 
-/* Waits until no client is in negotiation; a while first, then cutting them off. */
-CO_FN static void stop_clients(void)
+/* Waits until no client is in negotiation; `grace_ns` first, then cutting them off. */
+CO_FN static void stop_clients(uint64_t grace_ns)
 {
 	pthread_mutex_lock(&idle_lock);
-	if (clients_n)
-		(void)co_wq_wait_for(&idle_wq, &idle_lock,
-				     SHUTDOWN_GRACE_NS); /* late or not, see below */
+	if (clients_n && grace_ns)
+		(void)co_wq_wait_for(&idle_wq, &idle_lock, grace_ns); /* late or not, see below */
 	list_for_each(c, &clients, struct client, node)(void)
 		shutdown(c->fd, SHUT_RDWR); /* its fiber wakes up and sees the end of the stream */
 	while (clients_n)
@@ -273,7 +272,7 @@ CO_FN static int stop_here(void *arg)
 	handshake_shutdown();
 	stop_watching();
 	list_for_each(l, &listeners, struct listener, node) listener_free(l);
-	stop_clients();
+	stop_clients(SHUTDOWN_GRACE_NS);
 	return 0;
 }
 
@@ -282,12 +281,7 @@ CO_FN static int hold_here(void *arg)
 	(void)arg;
 	is_stopping = true;
 	stop_watching();
-	list_for_each(c, &clients, struct client, node)
-		(void)shutdown(c->fd, SHUT_RDWR); /* its fiber sees the end of the stream */
-	pthread_mutex_lock(&idle_lock);
-	while (clients_n)
-		co_wq_wait(&idle_wq, &idle_lock);
-	pthread_mutex_unlock(&idle_lock);
+	stop_clients(0);
 	return 0;
 }
 

@@ -4,7 +4,7 @@
  *
  *	idle	no data, nothing in flight: one poll armed (`in`), no stack, no buffers
  *	active	receives, serves, replies; between batches it spins a little (see reactor.h)
- *	paused	over a limit: not read until replies left
+ *	paused	over a limit: not read until replies left; the kernel's are watched for their end (ghost.c)
  *	ending	DISC, end of stream or drain: in-flight requests finish and are answered, then it closes
  *	broken	the socket failed: in-flight requests finish, their replies are dropped, then it closes
  *
@@ -69,6 +69,9 @@ static void count_alive(int by)
 
 /* ---- busy connections, and moving them ---- */
 
+/* What poll says of a connection that the kernel has let go of. */
+#define CUT_EVENTS (POLLRDHUP | POLLHUP | POLLERR)
+
 #define BUSY_PERIOD_NS UINT64_C(1000000000)
 
 static void set_busy(struct conn *c, bool busy)
@@ -124,10 +127,30 @@ static struct reactor *least_busy(void)
 
 static void became_readable(struct io_watch *w, int events);
 
+static void arm(struct conn *c, short events)
+{
+	int rc;
+
+	if (c->in.is_armed || c->is_held)
+		return;
+	rc = io_watch_arm(&c->in, c->fd, events, became_readable);
+	if (rc != 0) {
+		log_warn("connection given up, its socket cannot be polled peer=%s reason=%s", c->peer,
+			 err_name(rc));
+		c->is_broken = true;
+		reactor_defer(&c->flush);
+	}
+}
+
+void conn_watch_cut(struct conn *c)
+{
+	if (c->s.is_kernel && !c->is_ending && !c->is_broken)
+		arm(c, POLLRDHUP);
+}
+
 static void go_idle(struct spinner *s)
 {
 	struct conn *c = container_of(s, struct conn, spin);
-	int rc;
 
 	/*
 	 * Everything parsed and nobody points into it: an idle connection holds no buffer. A write whose
@@ -137,15 +160,7 @@ static void go_idle(struct spinner *s)
 		rxbuf_put(c, TAKE_PTR(c->rx));
 		c->rx_fill = c->rx_pos = 0;
 	}
-	if (c->in.is_armed || c->is_held)
-		return;
-	rc = io_watch_arm(&c->in, c->fd, POLLIN, became_readable);
-	if (rc != 0) {
-		log_warn("connection given up, its socket cannot be polled peer=%s reason=%s", c->peer,
-			 err_name(rc));
-		c->is_broken = true;
-		reactor_defer(&c->flush);
-	}
+	arm(c, POLLIN);
 }
 
 static void arrive(void *arg)
@@ -186,14 +201,18 @@ static void became_readable(struct io_watch *w, int events)
 	struct conn *c = container_of(w, struct conn, in);
 
 	spinner_woken(&c->spin);
-	if (events == -ECANCELED || c->is_broken) {
+	/* The kernel has given it up, and sends again what was not answered: what is left in the socket, too. */
+	if (c->s.is_kernel && events > 0 && events & CUT_EVENTS)
+		c->is_broken = true;
+	if (c->is_broken || c->is_ending || c->is_held) {
 		(void)conn_try_close(c);
 		return;
 	}
-	if (c->is_paused || c->is_ending || c->is_held) {
-		(void)conn_try_close(c);
+	if (c->is_paused) {
+		conn_watch_cut(c);
 		return;
 	}
+	/* Also when the watch was cancelled: nobody else looks. */
 	if (move_if_better(c))
 		return;
 	conn_mark_busy(c);
@@ -210,17 +229,18 @@ static bool try_receive(struct spinner *s)
 static void flush_deferred(struct reactor_defer *d)
 {
 	struct conn *c = container_of(d, struct conn, flush);
+	bool must_look;
 
 	reply_flush(c);
 	if (conn_try_close(c))
 		return;
 	/* It was held, or comes from the nbdrsd before this: nobody looks at its socket. */
-	if (unlikely(c->must_look)) {
-		c->must_look = false;
+	must_look = c->must_look;
+	c->must_look = false;
+	if (unlikely(must_look) && !c->is_paused)
 		(void)conn_receive(c);
-	} else {
+	else
 		conn_resume(c);
-	}
 }
 
 static void retry_due(struct timer *t)

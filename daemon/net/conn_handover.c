@@ -136,9 +136,11 @@ static int save_left(const struct conn *c, struct handover_conn *h)
 	/* With a buffer of its own for the rest, the first part of its payload is the one segment before that. */
 	const size_t first = r != NULL && r->data != NULL && r->segs_n > 1 ? r->seg[0].iov_len : 0;
 	const size_t own = r != NULL && r->data != NULL ? c->partial_got : 0;
+	/* What the nbdrsd before this had left, as far as it was not received yet, comes behind all that. */
+	const size_t older = c->left != NULL ? c->left_len - c->left_at : 0;
 	char *p;
 
-	h->left_len = (r != NULL ? (size_t)NBD_REQUEST_LEN : 0) + first + own + rest;
+	h->left_len = (r != NULL ? (size_t)NBD_REQUEST_LEN : 0) + first + own + rest + older;
 	if (h->left_len == 0)
 		return 0;
 	p = h->left = malloc(h->left_len);
@@ -154,13 +156,23 @@ static int save_left(const struct conn *c, struct handover_conn *h)
 		memcpy(p + first, r->data, own);
 	if (rest > 0)
 		memcpy(p + first + own, c->rx->data + c->rx_pos, rest);
+	if (older > 0)
+		memcpy(p + first + own + rest, (char *)c->left + c->left_at, older);
 	return 0;
 }
 
 static int save_conn(const struct conn *c, struct handover_conn *h)
 {
+	const struct export *e = c->s.export;
+
 	h->fd = c->fd;
-	h->backend_id = strdup(c->s.export->backend_id);
+	h->backend_id = strdup(e->backend_id);
+	h->size = e->size;
+	if (!export_has_identity(e)) {
+		h->stores = strdup(e->stores);
+		if (!h->stores)
+			return -ENOMEM;
+	}
 	memcpy(h->peer, c->peer, sizeof(h->peer));
 	h->is_structured = c->s.is_structured;
 	h->has_meta = c->s.has_meta;
@@ -232,22 +244,40 @@ static int adopt_here(void *arg)
 	return conn_adopt(h, &s);
 }
 
+/*
+ * The list of exports was read anew, or the file replaced: what the client knows must not go on over another image.
+ * One with an identity is known by that, whatever lies above its store.
+ */
+static int check_same(const struct handover_conn *c)
+{
+	const struct export *e = export_find_backend(c->backend_id);
+
+	if (!e)
+		return -ENOENT;
+	if (c->size != HANDOVER_NO_SIZE && c->size != e->size)
+		return -ESTALE;
+	return c->stores && strcmp(c->stores, e->stores) != 0 ? -ESTALE : 0;
+}
+
 CO_FN unsigned conns_adopt(struct handover *h)
 {
 	unsigned lost = 0;
 
 	for (size_t i = 0; i < h->conns_n; i++) {
 		struct handover_conn *c = &h->conns[i];
-		int rc = c->fd < 0 ? -EBADF : -ENOENT;
+		int rc = c->fd < 0 ? -EBADF : check_same(c);
 
-		if (c->fd >= 0 && export_find_backend(c->backend_id))
+		if (rc == 0)
 			rc = reactor_call(reactor_get((unsigned)i % reactors_n()), adopt_here, c);
 		if (rc == 0)
 			continue;
 		log_error("connection lost on its way to the new daemon peer=%s backend_id=%s error=%s", c->peer,
 			  c->backend_id, err_name(rc));
-		if (c->fd >= 0)
+		/* For good: the service manager may have another descriptor of it. */
+		if (c->fd >= 0) {
+			(void)shutdown(c->fd, SHUT_RDWR);
 			(void)close(c->fd);
+		}
 		lost++;
 	}
 	return lost;

@@ -137,6 +137,8 @@ struct handover_conn;
 void conn_forget(struct conn *c);
 /* conn.c: as conn_start, for a connection of the nbdrsd before this. Takes h->fd and h->left when it is 0; -ENOMEM. */
 int conn_adopt(struct handover_conn *h, const struct session *s);
+/* conn.c: it is paused; one of the kernel's is still looked at for being cut. */
+void conn_watch_cut(struct conn *c);
 /* conn.c: a request came: counts the connection as busy. */
 void conn_mark_busy(struct conn *c);
 

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "nbdrs/backend.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/export.h"
 #include "nbdrs/identity.h"
@@ -124,6 +125,31 @@ char *export_describe(const struct spec *spec, uint64_t size)
 	return strdup(text);
 }
 
+static bool write_stores(FILE *out, const struct spec *s)
+{
+	_cleanup_free_ char *text = s->kids_n ? NULL : spec_format(s);
+	bool is_whole = s->kids_n || text;
+
+	if (text)
+		fprintf(out, "%s ", text);
+	for (unsigned i = 0; i < s->kids_n; i++)
+		is_whole &= write_stores(out, s->kids[i]);
+	return is_whole;
+}
+
+char *export_stores(const struct spec *spec)
+{
+	char *text = NULL;
+	size_t len;
+	FILE *out = open_memstream(&text, &len);
+	bool is_whole = out && write_stores(out, spec);
+
+	if (out && fclose(out) == 0 && is_whole)
+		return text;
+	free(text);
+	return NULL;
+}
+
 static void export_free(struct export *e)
 {
 	if (!e)
@@ -132,6 +158,7 @@ static void export_free(struct export *e)
 	spec_free(e->spec);
 	free(e->stats);
 	free(e->backend_id);
+	free(e->stores);
 	free(e->description);
 	free(e->name);
 	free(e);
@@ -152,7 +179,8 @@ static CO_FN int set_backend_id(struct export *e, struct err *err)
 	if (rc)
 		return rc;
 	if (!encoded ||
-	    asprintf(&e->backend_id, "nbdrs.%s%s%s", encoded, *identity ? "~" : "", identity) < 0) {
+	    asprintf(&e->backend_id, BACKEND_PREFIX "%s%s%s", encoded, *identity ? BACKEND_IDENTITY : "",
+		     identity) < 0) {
 		e->backend_id = NULL; /* asprintf leaves it undefined */
 		return err_set(err, -ENOMEM, "out of memory");
 	}
@@ -177,7 +205,8 @@ static int set_offer(struct export *e, bool read_only, struct err *err)
 
 	e->description = export_describe(e->spec, e->size);
 	e->stats = aligned_alloc(STATS_ALIGN, align_up(stats_len, STATS_ALIGN));
-	if (!e->description || !e->stats)
+	e->stores = export_stores(e->spec);
+	if (!e->description || !e->stats || !e->stores)
 		return err_set(err, -ENOMEM, "out of memory");
 	memset(e->stats, 0, stats_len);
 	return 0;
@@ -247,14 +276,25 @@ CO_FN int exports_flush(void)
 	return first;
 }
 
-CO_FN int exports_close(void)
+static void set_comes_again(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum)
+{
+	(void)arg;
+	(void)depth;
+	(void)sum;
+	l->comes_again = true;
+}
+
+CO_FN int exports_close(bool is_upgrade)
 {
 	int first = 0;
 
 	while (exports) {
 		struct export *e = exports;
-		int rc = chain_close(e->chain);
+		int rc;
 
+		if (is_upgrade && e->comes_again)
+			chain_each(e->chain, set_comes_again, NULL);
+		rc = chain_close(e->chain);
 		exports = e->next;
 		if (rc < 0)
 			log_error("flush at close failed export=%s error=%s", e->name,
@@ -285,13 +325,18 @@ struct export *export_find(const char *name)
 struct export *export_find_backend(const char *backend_id)
 {
 	const size_t len = strlen(backend_id);
-	const bool has_identity = strchr(backend_id, '~');
+	const bool has_identity = backend_has_identity(backend_id);
 
 	for (struct export *e = exports; e; e = e->next)
 		if (strncmp(e->backend_id, backend_id, len) == 0 &&
-		    (e->backend_id[len] == '\0' || (e->backend_id[len] == '~' && !has_identity)))
+		    (e->backend_id[len] == '\0' || (e->backend_id[len] == *BACKEND_IDENTITY && !has_identity)))
 			return e;
 	return NULL;
+}
+
+bool export_has_identity(const struct export *e)
+{
+	return backend_has_identity(e->backend_id);
 }
 
 struct export *export_first(void)

@@ -8,7 +8,9 @@
  * end. So, while a cut connection of an export has changes in the chain (it is a ghost), changes that come over the
  * export's other connections of the kernel wait. Reads, flushes and other clients don't.
  *
- *	a change begins	(ghost_wait) -> changing++ ... changing-- (ghost_leave)
+ * A connection that is over its limits is not read, and so is watched for its end only (conn_watch_cut).
+ *
+ *	a change begins	(ghost_enter) -> changing++ ... changing-- (ghost_leave)
  *	cut		with changing > 0: a ghost, until the last of them has ended
  */
 #include "net/conn_int.h"

@@ -52,8 +52,10 @@ struct handover_conn *handover_add_conn(struct handover *h)
 {
 	struct handover_conn *c = add(&h->conns, &h->conns_n, sizeof(*c));
 
-	if (c)
+	if (c) {
 		c->fd = -1;
+		c->size = HANDOVER_NO_SIZE;
+	}
 	return c;
 }
 
@@ -71,6 +73,7 @@ void handover_clear(struct handover *h)
 {
 	for (size_t i = 0; i < h->conns_n; i++) {
 		free(h->conns[i].backend_id);
+		free(h->conns[i].stores);
 		free(h->conns[i].left);
 	}
 	for (size_t i = 0; i < h->listeners_n; i++)
@@ -83,15 +86,32 @@ void handover_clear(struct handover *h)
 	*h = (struct handover){ 0 };
 }
 
+bool handover_is_kept(const char *name)
+{
+	static const char prefix[] = HANDOVER_NAMES;
+	const char *number = name + sizeof(prefix) - 1;
+
+	if (strcmp(name, HANDOVER_FILE_NAME) == 0)
+		return true;
+	if (strncmp(name, prefix, sizeof(prefix) - 1) != 0 || *number == '\0')
+		return false;
+	return number[strspn(number, "0123456789")] == '\0';
+}
+
 /* --- To JSON ------------------------------------------------------------------------------------ */
 
 static json_t *conn_json(const struct handover_conn *c)
 {
-	json_t *j = json_pack("{s:i, s:s, s:s, s:b, s:b, s:b, s:b, s:I}", "fd", c->fd, "backend_id", c->backend_id,
-			      "peer", c->peer, "structured", c->is_structured, "meta", c->has_meta, "kernel",
-			      c->is_kernel, "read_only", c->is_read_only, "left", (json_int_t)c->left_len);
+	json_t *j = json_pack("{s:i, s:s, s:s*, s:s, s:b, s:b, s:b, s:b, s:I}", "fd", c->fd, "backend_id",
+			      c->backend_id, "stores", c->stores, "peer", c->peer, "structured", c->is_structured,
+			      "meta", c->has_meta, "kernel", c->is_kernel, "read_only", c->is_read_only, "left",
+			      (json_int_t)c->left_len);
 	json_t *r;
 
+	if (c->size != HANDOVER_NO_SIZE && json_object_set_new(j, "size", json_integer((json_int_t)c->size))) {
+		json_decref(j);
+		return NULL;
+	}
 	if (!j || !c->has_refused)
 		return j;
 	/* JSON's integers are signed here; the cookie is any 64 bits. */
@@ -197,13 +217,21 @@ static int get_refused(json_t *r, struct handover_conn *c)
 static int get_conn(json_t *j, uint64_t *left_room, struct handover_conn *c)
 {
 	json_t *refused = json_object_get(j, "refused");
-	int64_t fd, left;
+	int64_t fd, left, size;
 	int rc;
 
 	if (get_number(j, "fd", 0, FD_MAX, &fd) || get_number(j, "left", 0, INT64_MAX, &left) ||
 	    (uint64_t)left > *left_room || get_short(j, "peer", c->peer, sizeof(c->peer)))
 		return -EPROTO;
+	/* An older nbdrsd tells neither. */
+	if (json_object_get(j, "size")) {
+		if (get_number(j, "size", 0, INT64_MAX, &size))
+			return -EPROTO;
+		c->size = (uint64_t)size;
+	}
 	rc = get_string(j, "backend_id", false, &c->backend_id);
+	if (!rc && json_object_get(j, "stores"))
+		rc = get_string(j, "stores", false, &c->stores);
 	if (!rc && refused)
 		rc = get_refused(refused, c);
 	if (rc)

@@ -463,7 +463,7 @@ int listen_systemd(struct err *err)
 			       strerrordesc_np(-n));
 	for (int i = 0; i < n; i++) {
 		/* Not listening sockets: connections that were kept (cmd/fdstore.c). */
-		if (rc == 0 && strncmp(names[i], "nbdrs-", 6) != 0) {
+		if (rc == 0 && !handover_is_kept(names[i])) {
 			rc = adopt(SD_LISTEN_FDS_START + i, err);
 			adopted++;
 		}

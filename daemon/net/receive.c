@@ -405,6 +405,7 @@ bool conn_receive(struct conn *c)
 		/* Deferred, not called: a client that is always ahead would keep us here, ever deeper. */
 		if (!is_over_limit(c))
 			reactor_defer(&c->flush);
+		conn_watch_cut(c);
 		return any;
 	}
 	if (c->left != NULL) {
@@ -419,8 +420,12 @@ bool conn_receive(struct conn *c)
 
 void conn_resume(struct conn *c)
 {
-	if (!c->is_paused || c->is_reading || c->is_ending || c->is_broken || c->is_held || is_over_limit(c))
+	if (!c->is_paused || c->is_reading || c->is_ending || c->is_broken || c->is_held)
 		return;
+	if (is_over_limit(c)) {
+		conn_watch_cut(c);
+		return;
+	}
 	c->is_reading = true;
 	/* Until it stays paused: when the socket took all replies, nothing else would bring us here again. */
 	do {
@@ -430,6 +435,14 @@ void conn_resume(struct conn *c)
 		reply_flush(c);
 	} while (c->is_paused && !c->is_ending && !c->is_broken && !is_over_limit(c));
 	c->is_reading = false;
-	if (!conn_try_close(c) && !c->is_paused)
-		(void)conn_receive(c);
+	if (conn_try_close(c))
+		return;
+	if (c->is_paused) {
+		conn_watch_cut(c);
+		return;
+	}
+	/* Was watched for its end only; where that takes a while, the end of the watch receives, too. */
+	if (c->in.is_armed)
+		(void)io_watch_cancel(&c->in);
+	(void)conn_receive(c);
 }

@@ -192,9 +192,11 @@ static CO_FN int do_in_order(struct request *r, struct chan *chan, struct extmap
 static void log_failure(const struct request *r, int rc)
 {
 	static struct log_gate gate;
+	/* One that was cut off and so did not begin: see do_in_order. */
+	const bool is_left_out = rc == -ESHUTDOWN && r->conn->s.is_kernel && (r->conn->is_broken || r->conn->is_ending);
 	unsigned suppressed;
 
-	if (rc == -ENOTSUP || rc == -ESHUTDOWN || !log_gate_open(&gate, &suppressed))
+	if (rc == -ENOTSUP || is_left_out || !log_gate_open(&gate, &suppressed))
 		return;
 	log_error("request failed export=%s peer=%s command=%u offset=%ju length=%u reason=%s suppressed=%u",
 		  r->conn->s.export->name, r->conn->peer, r->nbd.type, (uintmax_t)r->nbd.off, r->nbd.len,

@@ -23,7 +23,21 @@
 
 enum { DRAIN_MS = 10000, LOOK_MS = 1, SECTOR = 512 };
 
-static bool is_resizing; /* one at a time; reactor 0 */
+/* Reactor 0: one resize at a time, and none while everything is handed over. */
+static bool is_resizing, is_frozen;
+
+int exports_freeze(void)
+{
+	if (is_resizing)
+		return -EBUSY;
+	is_frozen = true;
+	return 0;
+}
+
+void exports_thaw(void)
+{
+	is_frozen = false;
+}
 
 struct drain {
 	struct export *e;
@@ -72,6 +86,8 @@ static CO_FN int check(struct export *e, uint64_t size, bool may_shrink, struct 
 			       (uint64_t)e->size, size);
 	if (is_resizing)
 		return err_set(err, -EBUSY, "another resize is under way");
+	if (is_frozen)
+		return err_set(err, -EBUSY, "the daemon is going over to a new program; try again in a moment");
 	return 0;
 }
 

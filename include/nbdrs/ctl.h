@@ -18,10 +18,10 @@
  *                min_block, pref_block, backend_id, backing [PATH...] (local files or block devices
  *                behind it), attach_id (number); with `connections` sockets by SCM_RIGHTS in the same
  *                packet, in transmission phase. The daemon keeps no copy of them.
- *             For a device that lost connections: {backend_id, device, size, connections, read_only}. The
- *             sockets join those that the device has. ENOENT: nothing with that identifier is served;
- *             ESTALE: its size is another one; EBUSY: requests of lost connections are still in flight, and
- *             must not be overtaken by what is sent again: ask again soon.
+ *             For a device that lost connections: {backend_id, device, size, block_size (512), connections,
+ *             read_only}. The sockets join those that the device has. ENOENT: nothing with that identifier is
+ *             served; ESTALE: its size does not fit (backend_fits); EBUSY: requests of lost connections are still
+ *             in flight, and must not be overtaken by what is sent again: ask again soon.
  *   attached  {attach_id, device} -> ok. Tells the daemon which device it became, for status.
  *   detached  {device} -> ok.
  *   resize    {export, size (bytes), shrink} -> size. The volume, and what new clients see; not the
@@ -30,8 +30,9 @@
  *             without "binary" to the file that it was started from. Refused when that cannot start. The control
  *             socket is made anew; `version` tells by a generation one higher that it has happened, or by
  *             upgrade_error that it was called off.
- *   device    {backend_id, device} -> export, size, alive: how many connections of that device work.
- *             ENOENT: nothing with that identifier is served.
+ *   device    {backend_id, device} -> export, size, alive: how many connections of that device work, connections:
+ *             how many it had when it got the last one; 0 = not known, it is another daemon's. ENOENT: nothing
+ *             with that identifier is served.
  *
  * The daemon checks SO_PEERCRED: root, the daemon's own user, or members of the configured group.
  */

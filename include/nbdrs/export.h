@@ -37,8 +37,10 @@ struct export {
 	_Atomic bool is_paused;
 	uint16_t tflags;     /* enum nbd_tflag; without CAN_MULTI when the chain can't */
 	uint32_t min_block, pref_block, max_payload;
-	/* For the kernel's BACKEND_IDENTIFIER: "nbdrs.<percent-encoded name>", then "~<identity>" if it has one. */
-	char *backend_id;
+	char *backend_id; /* nbdrs/backend.h */
+	char *stores; /* where its data lies: see export_stores */
+	/* The nbdrsd that was asked to take over has the same chain by that name. */
+	bool comes_again;
 	struct export_stats *stats; /* reactors_n() of them */
 	_Atomic unsigned conns;
 	_Atomic unsigned ghosts; /* cut connections of devices with changes in the chain (net/ghost.c) */
@@ -57,14 +59,18 @@ int export_check_name(const char *name, struct err *err);
 CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct err *err);
 /* Flushes all. The first error. */
 CO_FN int exports_flush(void);
-/* Closes (flush included) and frees all. The first error of a flush. */
-CO_FN int exports_close(void);
+/*
+ * Closes (flush included) and frees all. `is_upgrade`: those that come again leave to the next one what is safe
+ * already. The first error of a flush.
+ */
+CO_FN int exports_close(bool is_upgrade);
 
 /*
  * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before
  * the volume got one, is a name only.
  */
 struct export *export_find_backend(const char *backend_id);
+bool export_has_identity(const struct export *e);
 /* "" = the default export: the first one. NULL = unknown. */
 struct export *export_find(const char *name);
 /* The same for a name of `len` bytes that may hold anything, zero bytes too. */
@@ -74,10 +80,22 @@ struct export *export_first(void);
 /*
  * Gives the export's volume `size` bytes, while it is served: requests wait for a moment, and those behind a new end
  * are refused from then on. On reactor 0. What is smaller than now needs `may_shrink`. 0 also when it has that size.
- * -EINVAL, -EROFS; -EBUSY: another resize is under way, or requests in flight did not end in time (the store is away);
- * -EOPNOTSUPP, -EFBIG, or what the store says: see ch_resize.
+ * -EINVAL, -EROFS; -EBUSY: another resize or an upgrade is under way, or requests in flight did not end in time (the
+ * store is away); -EOPNOTSUPP, -EFBIG, or what the store says: see ch_resize.
  */
 CO_FN int export_resize(struct export *e, uint64_t size, bool may_shrink, struct err *err);
+/*
+ * Resizes and a handover exclude each other: none is begun from exports_freeze to exports_thaw. -EBUSY: one is under
+ * way. On reactor 0.
+ */
+int exports_freeze(void);
+void exports_thaw(void);
+
+/*
+ * The stores at the ends of a chain with their options, secrets masked: what a volume without an identity is told
+ * from another one by. Malloced; NULL without memory. Pure.
+ */
+char *export_stores(const struct spec *spec);
 /* "10GiB, raw:file"; malloced. */
 char *export_describe(const struct spec *spec, uint64_t size);
 

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * What one nbdrsd leaves to the next one in the same process (exec) so that its clients notice nothing but a
- * pause: sockets, and what was agreed on and received in part on each.
+ * What one nbdrsd leaves to the next one, so that its clients notice nothing but a pause: sockets, and what was agreed
+ * on and received in part on each. The next one is the same process after exec (an upgrade), or the one that systemd
+ * starts after it, which only gets the connections of devices (cmd/fdstore.c).
  *
  * It travels in a file (memfd): a magic, the length of the head, the head (a JSON object), then the bytes
- * that had been received and not been used, of all connections. Descriptors stay open across exec and
- * are named by number. The head is parsed by a program of another version, so it says which format it is
+ * that had been received and not been used, of all connections. Across exec descriptors stay open, and their numbers
+ * in the head are right. From systemd they come under other numbers, with names that say which entry they belong to.
+ * The head is parsed by a program of another version, so it says which format it is
  * (HANDOVER_FORMAT), and unknown members are ignored.
  */
 #ifndef NBDRS_HANDOVER_H
@@ -30,10 +32,20 @@ enum { HANDOVER_FORMAT = 1 };
 
 enum { HANDOVER_PEER_MAX = 64, HANDOVER_DEVICE_MAX = 65 };
 
+/* Names with which systemd keeps descriptors: the file, and the connection that is number %zu in it. */
+#define HANDOVER_NAMES "nbdrs-"
+#define HANDOVER_FILE_NAME HANDOVER_NAMES "handover"
+#define HANDOVER_CONN_NAME HANDOVER_NAMES "%zu"
+
+/* A size that an older nbdrsd did not tell. */
+#define HANDOVER_NO_SIZE UINT64_MAX
+
 /* A connection in transmission phase with nothing in flight. */
 struct handover_conn {
 	int fd;
 	char *backend_id; /* of its export */
+	uint64_t size;	  /* of its export, bytes */
+	char *stores;	  /* of an export without an identity (export_stores); NULL = not told */
 	char peer[HANDOVER_PEER_MAX];
 	bool is_structured, has_meta, is_kernel, is_read_only;
 	void *left; /* bytes that were received and not used, to be parsed first */
@@ -70,6 +82,9 @@ struct handover {
 	struct handover_device *devices;
 	size_t conns_n, listeners_n, devices_n;
 };
+
+/* Whether a descriptor of that name is one of those above. */
+bool handover_is_kept(const char *name);
 
 /* Append a zeroed element; NULL without memory. The pointer is good until the next one. */
 struct handover_conn *handover_add_conn(struct handover *h);

@@ -12,11 +12,10 @@
 
 #include <stdbool.h>
 
+#include "nbdrs/backend.h"
 #include "nbdrs/co.h"
 #include "nbdrs/err.h"
 #include "nbdrs/layer.h"
-
-enum { IDENTITY_LEN = 16 };
 
 #define IDENTITY_OBJECT "uuid"
 #define IDENTITY_XATTR  "user.nbdrs.id"

@@ -274,6 +274,8 @@ struct layer {
 	unsigned kids_n;
 	bool is_keyed; /* extents name objects; set by chain_build */
 	bool want_ro;  /* set before open: never write, not even locks for writing */
+	/* Set before close: the next process opens the same chain at once, so what is flushed may lie where it is. */
+	bool comes_again;
 
 	/* Bytes, of the disk; a keyed store says 0. Changes while nothing is in the chain (RESIZE_NOW). */
 	_Atomic uint64_t size;

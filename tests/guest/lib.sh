@@ -121,14 +121,16 @@ make_disk() { nbdrsd init --size "$2" raw "file:$1"; }
 
 # serve ARGUMENTS...: start nbdrsd, return when it serves. Sets daemon.
 serve() {
-	# shellcheck disable=SC2086 # flags are a list
-	nbdrsd ${NBDRSD_FLAGS:-} "$@" --listen none --control $CTL >>/tmp/nbdrsd.log 2>&1 &
+	# shellcheck disable=SC2086 # flags, and the program before, are lists
+	${SERVED_BY:-} nbdrsd ${NBDRSD_FLAGS:-} "$@" --listen none --control $CTL >>/tmp/nbdrsd.log 2>&1 &
 	daemon=$!
 	if ! wait_for 30 serves || ended "$daemon"; then
 		cat /tmp/nbdrsd.log
 		return 1
 	fi
 }
+# One that gives no device new connections.
+serve_unprivileged() { SERVED_BY="setpriv --bounding-set=-sys_admin --inh-caps=-all" serve "$@"; }
 serves() { ended "$daemon" || nbdrsctl --control $CTL status >/dev/null 2>&1; }
 
 # stop [SIGNAL]: end the daemon; its status.

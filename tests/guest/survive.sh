@@ -3,6 +3,10 @@
 #
 # survive.sh - for tests that end the daemon under load: what happens to a file system meanwhile.
 #
+#	survive KIND CONNECTIONS OPTION...	all of it: attach, load, `rounds` times what the test calls `strike`, and
+#				every check that has nothing to do with how the daemon ended. `found`, the test's, is called
+#				when the load has ended, for the others
+#	strike			of the test: ends the daemon and has another one serve, the same volumes; false = in vain
 #	rounds			how many to do: a few, or 100 with NBDRS_FULL=1
 #	load_start		fio on the file system in /mnt, in the background: writes, reads back, verifies
 #	mark			the daemon is back, now
@@ -54,4 +58,36 @@ load_stop() {
 		END { k = int(NR * 0.99); print NR, int(v[k < 1 ? 1 : k]), int(v[NR]) }' /tmp/load/sorted)
 	# shellcheck disable=SC2034 # for the caller
 	load_after=$(</tmp/load/after)
+}
+
+serve_disk() { serve -e disk0 raw file:/srv/disk0.img; }
+
+survive() {
+	local kind=$1 n=$2 i
+	shift 2
+	make_disk /srv/disk0.img 64Mi
+	serve_disk
+	must "attach with $n connections $*" attached -C "$n" "$@" disk0
+	mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 "$dev"
+	mount "$dev" /mnt
+	must "the load runs" load_start
+	for ((i = 0; i < rounds; i++)); do
+		nap 0.$((RANDOM % 5 + 2))
+		# Nothing here may touch the file system: it may have to wait for the daemon that is started next.
+		strike || break
+		mark
+		echo "round $i" >/mnt/round
+		bounded 30 sync -f /mnt || break
+	done
+	check "$rounds rounds: all have been lived through" [ $i = $rounds ]
+	must "the load ends" load_stop
+	check "no request failed, all that was read back is right" [ "$load_ok" = true ]
+	echo "@@ note $kind, $n connections: $rounds rounds, $load_ios requests, p99 $load_p99 ms, worst $load_worst ms, after the new daemon was up $load_after ms"
+	found
+	check "no I/O error in the kernel's log" eval '! dmesg | grep -E "I/O error|EXT4-fs error|Buffer I/O"'
+	check "unmount" bounded 60 umount /mnt
+	check "detach: nothing was lost" attach -d disk0
+	stop
+	check "fsck finds nothing" e2fsck -fn /srv/disk0.img
+	rm /srv/disk0.img
 }

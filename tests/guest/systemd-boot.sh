@@ -57,7 +57,7 @@ $((BOOT - 1))" ]
 
 if [[ $BOOT == 1 ]]; then
 	check "device and connections are those of attach.conf" \
-		[ "$(nbdrsctl status --json disk0 | jq -r '.exports[0].devices[0] | "\(.device) \(.connections)"')" = "/dev/nbd2 1" ]
+		[ "$(nbdrsctl status --json disk0 | jq -r '.exports[0].devices[0] | "\(.device) \(.connections)"')" = "/dev/nbd2 2" ]
 	check "the queue is set up" [ "$(cat /sys/block/nbd2/queue/{rotational,read_ahead_kb}) $(grep -c '\[none\]' /sys/block/nbd2/queue/scheduler)" = "0
 1024 1" ]
 	check "the daemon feeds the watchdog" [ "$(systemctl show -P WatchdogUSec nbdrs)" = 30s ]

@@ -37,6 +37,30 @@ check "-c takes the link" attach -c /dev/nbdrs/disk0
 check "detach by link" attach -d /dev/nbdrs/disk0
 check "the device is gone" disconnected "$name"
 
+# Several connections: systemd hears of it when all have been tried out.
+ready() { ! udevadm info -q property "$1" | grep -qx SYSTEMD_READY=0; }
+marks() { find /run/nbdrs-attach -type f 2>/dev/null; }
+mkdir -p /run/udev/rules.d
+echo 'KERNEL=="nbd2", ENV{ID_NBDRS}=="?*", RUN+="/bin/sh -c '"'echo ready=\$env{SYSTEMD_READY} >>/tmp/events'"'"' >/run/udev/rules.d/99-z.rules
+udevadm control --reload
+must "attach with 2 connections" attached -C 2 disk0 /dev/nbd2
+check "it is ready when attach returns" wait_for 10 ready /dev/nbd2
+check "it was not before: $(tr '\n' ' ' </tmp/events)" [ "$(head -n 1 /tmp/events)" = ready=0 ]
+rm /run/udev/rules.d/99-z.rules
+check "nothing is left that holds it" [ -z "$(marks)" ]
+check "detach" attach -d disk0
+udevadm settle --timeout=20
+# As a tool leaves it that is killed before it has tried the device out.
+touch /run/nbdrs-attach/device-nbd2 /run/nbdrs-attach/export-disk0
+must "attach, whose tool left its marks" attached --no-udev disk0 /dev/nbd2
+check "it is ready" wait_for 10 ready /dev/nbd2
+touch /run/nbdrs-attach/device-nbd2 /run/nbdrs-attach/export-disk0
+udevadm trigger /dev/nbd2
+udevadm settle --timeout=20
+check "what was announced stays so" ready /dev/nbd2
+check "detach, once more" attach -d disk0
+udevadm settle --timeout=20
+
 must "attach an export whose name is no file name" attached 'a b/c'
 check "its link is escaped" [ "$(readlink -f '/dev/nbdrs/a\x20b\x2fc')" = "$dev" ]
 check "-l names it as it is" [ "$(attach -l --json | jq -r '.devices[0].export')" = 'a b/c' ]

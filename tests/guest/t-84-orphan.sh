@@ -42,10 +42,7 @@ check "the request still waits, still" kill -0 $reader
 stop
 
 # A daemon that does not mend, as one without privileges does not; and a service that does.
-setpriv --bounding-set=-sys_admin --inh-caps=-all nbdrsd -e disk0 raw file:/srv/disk0.img --listen none \
-	--control $CTL >>/tmp/nbdrsd.log 2>&1 &
-daemon=$!
-must "a daemon without CAP_SYS_ADMIN serves" wait_for 20 serves
+must "a daemon without CAP_SYS_ADMIN serves" serve_unprivileged -e disk0 raw file:/srv/disk0.img
 check "cut off: it cannot mend" is "$dev" "cut off"
 nbdrs-attach --control $CTL --watch 2>/tmp/watch.err &
 watch=$!

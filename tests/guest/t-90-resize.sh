@@ -12,13 +12,14 @@
 make_disk /srv/disk0.img 64Mi
 make_disk /srv/disk1.img 64Mi
 nbdrsd init --size 64Mi sharded file:/srv/shards/
-serve -e disk0 raw file:/srv/disk0.img -e disk1 raw file:/srv/disk1.img -e shards sharded file:/srv/shards/
+exports=(-e disk0 raw file:/srv/disk0.img -e disk1 raw file:/srv/disk1.img -e shards sharded file:/srv/shards/)
+serve "${exports[@]}"
 start_udevd
 mib() { echo $(($(blockdev --getsize64 "$1") >> 20)); }
 resize() { bounded 60 nbdrsctl --control $CTL resize "$@"; }
 
 must "attach with 2 connections" attached -C 2 disk0 /dev/nbd1
-mkfs.ext4 -q -b 4096 /dev/nbd1
+mkfs.ext4 -q -b 4096 -E lazy_itable_init=0,lazy_journal_init=0 /dev/nbd1	# or it writes when the daemon is killed
 mount /dev/nbd1 /mnt
 head -c 20M /dev/urandom >/mnt/before
 sum=$(sha256sum </mnt/before)
@@ -38,6 +39,14 @@ fails 7 'do it again' "without privileges the device stays as it is: status 7" \
 	setpriv --bounding-set=-sys_admin nbdrsctl --control $CTL resize disk0 200Mi
 check "the volume is ahead of its device" [ "$(mib /dev/nbd1) $(stat -c %s /srv/disk0.img)" = "160 $((200 << 20))" ]
 check "the file system does not mind" [ "$(sha256sum </mnt/before)" = "$sum" ]
+# Killed then, the next one has a larger volume than the device, which is still that volume's.
+bounded 30 sync -f /mnt
+kill -KILL "$daemon"
+wait "$daemon" || :
+serve "${exports[@]}"
+state() { nbdrs-attach --control $CTL -l --json | jq -r '.devices[0].state'; }
+is() { [ "$(state)" = "$1" ]; }
+must "a daemon that died between the two finds its device" wait_for 20 is live
 check "done again it is done" resize disk0 200Mi
 check "the device has caught up" [ "$(mib /dev/nbd1)" = 200 ]
 bounded 30 umount /mnt
@@ -87,10 +96,13 @@ done
 # A device whose connections are dead: the kernel would wait, and everything behind it.
 must "attach, to be cut off" attached --dead-conn-timeout 60 disk0 /dev/nbd1
 stop KILL || :
-serve -e disk0 raw file:/srv/disk1.img
+serve_unprivileged -e disk0 raw file:/srv/disk0.img	# so that it does not mend
 begun=$SECONDS
 fails 1 'is dead.*attach it again' "refused while a connection is dead" resize disk0 300Mi
 check "at once" [ $((SECONDS - begun)) -le $((5 * SLOW)) ]
-check "nothing was changed" [ "$(stat -c %s /srv/disk1.img) $(cat /sys/block/nbd1/size)" = "$((150 << 20)) $((160 << 11))" ]
+stop
+serve -e disk0 raw file:/srv/disk1.img
+fails 1 'not the one served here' "refused when the device is another volume's" resize disk0 300Mi
+check "nothing was changed" [ "$(stat -c %s /srv/disk[01].img | tr '\n' ' ')$(cat /sys/block/nbd1/size)" = "$((160 << 20)) $((150 << 20)) $((160 << 11))" ]
 run attach -d --force /dev/nbd1
 check "it can be got rid of" wait_for 15 disconnected nbd1

@@ -43,7 +43,8 @@ def alive(c):
 @suite.case
 def a_new_daemon_gives_sockets_to_the_device_it_finds():
     with Daemon([("disk", "raw", "mem[size=1Mi]")]) as d, Ctl(d.control) as c:
-        assert c.ask("device", **DEVICE) == {"nbdrs": 1, "ok": True, "export": "disk", "size": MIB, "alive": 0}
+        assert c.ask("device", **DEVICE) == {"nbdrs": 1, "ok": True, "export": "disk", "size": MIB, "alive": 0,
+                                             "connections": 0}
         k = Socks(c, **DEVICE, size=MIB, connections=2)
         assert len(k.socks) == 2 and alive(c) == 2
         [device] = c.status(export="disk")[1][0]["devices"]
@@ -64,7 +65,7 @@ def sockets_join_those_that_are_left():
         assert alive(c) == 4, "being attached is as good as attached"
         c.ask("attached", attach_id=k.reply["attach_id"], device="/dev/nbd0")
         k.close(2)
-        assert alive(c) == 2
+        assert alive(c) == 2 and c.ask("device", **DEVICE)["connections"] == 4
         more = Socks(c, **DEVICE, size=MIB, connections=2)
         assert alive(c) == 4
         [device] = c.status(export="disk")[1][0]["devices"]
@@ -138,6 +139,31 @@ def volumes_of_one_name_and_size_are_told_apart():
 
 
 @suite.case
+def a_volume_that_grew_alone_keeps_its_device():
+    """A daemon that dies between growing the volume and the device: the resize is done again, after this."""
+    path = f"{temp_dir()}/x.img"
+    init("raw", f"file:{path}")
+    known = backend_id("raw", f"file:{path}")
+    os.truncate(path, 2 * MIB)
+    with Daemon([("a disk", "raw", f"file:{path}")]) as d, Ctl(d.control) as c:
+        device = {"device": "/dev/nbd0", "backend_id": known}
+        Socks(c, size=MIB, **device).close()
+        Socks(c, size=2 * MIB, **device).close()
+        why = c.must_refuse("ESTALE", cmd="attach", size=2 * MIB + 512, **device)
+        assert str(2 * MIB) in why, why
+        # By its name only, it has to be what it was: whole blocks of it.
+        device["backend_id"] = "nbdrs.a%20disk"
+        c.must_refuse("ESTALE", cmd="attach", size=MIB, **device)
+        os.truncate(path, 2 * MIB + 512)
+    with Daemon([("a disk", "raw", f"file:{path}")]) as d, Ctl(d.control) as c:
+        for size, block in ((2 * MIB + 512, 512), (2 * MIB, 4096)):
+            Socks(c, size=size, block_size=block, **device).close()
+        c.must_refuse("ESTALE", cmd="attach", size=2 * MIB, **device)
+        for block in (0, "1", 256):
+            c.must_refuse("EINVAL", cmd="attach", size=2 * MIB, block_size=block, **device)
+
+
+@suite.case
 def a_volume_without_an_identity_has_its_name():
     folder = temp_dir()
     with open(f"{folder}/x.img", "wb") as f:
@@ -198,6 +224,36 @@ def a_copy_waits_for_the_first_one():
         other.sendall(request(READ, 6, 0, 4096))
         assert other.recv(16 + 4096, socket.MSG_WAITALL)[16:] == b"2" * 4096
         other.close()
+
+
+@suite.case
+def a_connection_over_its_limits_is_still_seen_to_be_cut():
+    """It has 1024 writes in the chain and is not read: cut then, they end before a newer one begins."""
+    limit, old, new = 1024, b"o" * 512, b"n" * 512
+    with Daemon([("disk", "raw", f"delay[write=1s,count={limit}]:mem[size=1Mi]")]) as d, Ctl(d.control) as c:
+        k = Socks(c, **DEVICE, size=MIB, connections=2)
+        for i in range(limit + 50):
+            k.socks[0].sendall(request(WRITE, i, 0, 512, old))
+        wait_until("it is over its limit", lambda: sum(x["in_flight"] for x in c.status()[1][0]["clients"]) == limit)
+        k.socks[0].shutdown(socket.SHUT_RDWR)
+        wait_until("it was noticed", lambda: alive(c) == 1)
+        k.socks[1].sendall(request(WRITE, 1, 0, 512, new))
+        assert k.socks[1].recv(16, socket.MSG_WAITALL) == struct.pack(">IIQ", SIMPLE_MAGIC, 0, 1)
+        wait_until("the cut one is gone", lambda: len(c.status()[1][0]["clients"]) == 1)
+        k.socks[1].sendall(request(READ, 2, 0, 512))
+        assert k.socks[1].recv(16 + 512, socket.MSG_WAITALL)[16:] == new, "an old copy undid a newer write"
+        assert c.status()[1][0]["requests"]["write"] <= limit + 1, "what it had not read is the kernel's to send again"
+        k.close()
+
+
+@suite.case
+def a_store_that_says_it_shuts_down_is_an_error_in_the_log():
+    """Only requests that were cut off before they began are left out of it."""
+    with Daemon([("disk", "raw", "fault[ops=write,error=ESHUTDOWN]:mem[size=1Mi]")]) as d, Ctl(d.control) as c:
+        k = Socks(c, **DEVICE, size=MIB)
+        k.socks[0].sendall(request(WRITE, 1, 0, 512, b"x" * 512))
+        d.wait_log("request failed export=disk .*reason=ESHUTDOWN")
+        k.close()
 
 
 suite.main()

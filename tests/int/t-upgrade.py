@@ -6,6 +6,7 @@
 import base64
 import fcntl
 import http.server
+import json
 import os
 import random
 import re
@@ -16,7 +17,7 @@ import subprocess
 import threading
 import time
 
-from ctl_test import Ctl
+from ctl_test import Ctl, wait_until
 from nbdrs_test import *
 
 CTL = os.path.join(BUILD, "nbdrsctl")
@@ -164,6 +165,51 @@ def a_request_that_takes_too_long_calls_it_off():
         k.close()
 
 
+def helpers(d):
+    """Processes that give kernel devices new connections: one, where the daemon has the privilege."""
+    found = subprocess.run(["pgrep", "-P", str(d.process.pid), "-f", "nbdrs-attach --watch"], capture_output=True,
+                           text=True, check=False)
+    return found.stdout.split()
+
+
+@suite.case
+def the_helper_is_there_before_and_after():
+    with on_file(image(), "--drain-timeout", "50ms", layers="delay[write=1500ms,count=1]:") as d, \
+            Ctl(d.control) as c:
+        reply, fds = c.attach(export="disk")
+        c.ask("attached", attach_id=reply["attach_id"], device="/dev/nbd9")
+        with open(f"/proc/{d.process.pid}/status") as f:
+            is_privileged = int(re.search(r"^CapEff:\s*(\w+)", f.read(), re.M)[1], 16) >> 21 & 1
+        wait_until("it is there", lambda: len(helpers(d)) == is_privileged)
+        old = helpers(d)
+        k = played_by_kernel(fds[0])
+        k.send(k.request(WRITE, 0, 512), b"z" * 512)
+        upgrade(d, code=1)
+        wait_until("another one is there", lambda: len(helpers(d)) == is_privileged and
+                   not set(old) & set(helpers(d)))
+        assert k.reply(WRITE) == (0, None)
+        k.close()
+
+
+@suite.case
+def a_connection_over_its_limits_goes_on_after_that():
+    """Its replies leave while it is held, and nothing is in flight when it is let go."""
+    path, n = image(), 1100
+    with Daemon([("fast", "raw", f"delay[write=200ms]:file:{path}"),
+                 ("slow", "raw", f"delay[write=3s]:file:{image()}")], ["--drain-timeout", "1s"]) as d, \
+            Ctl(d.control) as c:
+        fast, slow = (played_by_kernel(c.attach(export=e)[1][0]) for e in ("fast", "slow"))
+        slow.send(slow.request(WRITE, 0, 512), b"s" * 512)
+        for _ in range(n):
+            fast.send(fast.request(WRITE, 0, 512), b"f" * 512)
+        assert "--drain-timeout" in upgrade(d, code=1)
+        for _ in range(n):
+            assert len(fast.s.recv(16, socket.MSG_WAITALL)) == 16, "the connection hangs"
+        assert slow.reply(WRITE) == (0, None)
+        fast.close()
+        slow.close()
+
+
 @suite.case
 def a_client_that_takes_no_replies_is_cut_off():
     with on_file(image(), "--drain-timeout", "100ms") as d, Nbd.connect(d.unix, "disk") as n, \
@@ -206,6 +252,74 @@ def a_program_that_fails_after_all_is_replaced_by_the_old_one():
         upgrade(d, "--binary", path)
         d.wait_log("going on with the old one")
         assert n.read(0, 512) == bytes(512)
+
+
+@suite.case
+def exports_that_are_gone_from_the_list_call_it_off():
+    """It is read anew; nobody is cut, or joined to another image, for an edit of a file."""
+    conf = os.path.join(temp_dir(), "exports.conf")
+    paths = [image(), image()]
+
+    def write(*lines):
+        with open(conf, "w") as f:
+            f.write("".join(f"{name} raw file:{path}\n" for name, path in lines))
+
+    write(("a", paths[0]), ("b", paths[1]))
+    with Daemon([], ["--exports", conf]) as d:
+        n = Nbd.connect(d.unix, "a")
+        n.write(0, b"a" * 512)
+        write(("b", paths[1]))
+        assert "export 'a'" in upgrade(d, code=1)
+        write(("a", paths[1]), ("b", paths[0]))
+        assert "another store" in upgrade(d, code=1)
+        assert n.read(0, 512) == b"a" * 512
+        write(("a", paths[0]))		# nobody is connected to b
+        upgrade(d)
+        assert n.read(0, 512) == b"a" * 512
+        n.close()
+
+
+@suite.case
+def a_resize_and_an_upgrade_wait_for_each_other():
+    with on_file(image(), layers="delay[write=1s,count=1]:") as d, Nbd.connect(d.unix, "disk") as n, \
+            Ctl(d.control) as c, Ctl(d.control) as c2:
+        n.send(n.request(WRITE, 0, 512), b"w" * 512)
+        while not c.status()[1][0]["clients"][0]["in_flight"]:
+            pass
+        c2.send(json.dumps({"nbdrs": 1, "cmd": "resize", "export": "disk", "size": 8 * MIB}).encode())
+        c.ask("version")	# asked later, answered later: by now it has begun
+        assert "resize" in c.must_refuse("EBUSY", cmd="upgrade")
+        assert n.reply(WRITE) == (0, None)
+        reply, _ = c2.recv()
+        assert reply["ok"] and reply["size"] == 8 * MIB, reply
+        upgrade(d)
+        assert n.read(4 * MIB, 512) == bytes(512)
+
+
+@suite.case
+def what_a_journal_has_is_not_sent_while_everybody_waits():
+    """It may be gigabytes, and the store far away. Of a chain that is another one then it has to be."""
+    conf, path, journal = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir()
+
+    def write(layers):
+        with open(conf, "w") as f:
+            f.write(f"disk raw {layers}delay[write=3s]:file:{path}\n")
+
+    cached = f"cache[mode=writeback,disk={journal},lag=10m]:"
+    write(cached)
+    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n:
+        n.write(0, b"j" * 512)
+        begun = time.monotonic()
+        upgrade(d)
+        assert n.read(0, 512) == b"j" * 512
+        assert time.monotonic() - begun < 2.5, "it waited for the store"
+        with open(path, "rb") as f:
+            assert f.read(512) == bytes(512), "this test shows nothing: it was sent before"
+        n.close()
+        write("")	# without the journal
+        upgrade(d)
+        with Nbd.connect(d.unix, "disk") as n2:
+            assert n2.read(0, 512) == b"j" * 512, "left in a journal that nobody reads any more"
 
 
 @suite.case
@@ -292,15 +406,19 @@ def sigterm_during_an_upgrade_stops_it():
 class Manager:
     """The part of systemd that keeps descriptors between two runs of a service."""
 
-    def __init__(self, path):
+    def __init__(self, path, room=64):
         self.dir = temp_dir()
+        self.room = room
         self.control, self.unix = os.path.join(self.dir, "ctl"), os.path.join(self.dir, "nbd")
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(os.path.join(self.dir, "notify"))
         self.notify.settimeout(WAIT_S)
+        self.store, self.process = {}, None
+        self.serve(path)
+
+    def serve(self, path):
         self.argv = [os.path.join(BUILD, "nbdrsd"), "-e", "disk", "raw", "file:" + path, "--listen", "none", "--unix",
                      self.unix, "--control", self.control, f"--io-engine={ENGINE}"]
-        self.store, self.process = {}, None
 
     def hear(self, what):
         """Does as it is told, until `what` is among it."""
@@ -311,7 +429,9 @@ class Manager:
                 # High numbers: the low ones are where the next process wants its own.
                 self.store[said["FDNAME"]] = fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 200)
             if "FDSTOREREMOVE" in said:
-                os.close(self.store.pop(said["FDNAME"]))
+                kept = self.store.pop(said["FDNAME"], None)
+                if kept is not None:
+                    os.close(kept)
             for fd in fds:
                 os.close(fd)
             if what in said:
@@ -324,7 +444,7 @@ class Manager:
             for i, (_, fd) in enumerate(kept):
                 os.dup2(fd, 3 + i)
 
-        env = dict(os.environ, NOTIFY_SOCKET=self.notify.getsockname(), FDSTORE="64")
+        env = dict(os.environ, NOTIFY_SOCKET=self.notify.getsockname(), FDSTORE=str(self.room))
         if kept:
             env |= {"LISTEN_FDS": str(len(kept)), "LISTEN_FDNAMES": ":".join(n for n, _ in kept)}
         self.process = subprocess.Popen(["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *self.argv], env=env,
@@ -332,11 +452,21 @@ class Manager:
                                         stderr=open(os.path.join(self.dir, "log"), "a"))
         self.hear("READY")
 
-    def stop(self, number=signal.SIGTERM):
+    def stop(self, number=signal.SIGTERM, keeps=True):
         self.process.send_signal(number)
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM and keeps:
             self.hear("BARRIER")
         return self.process.wait(WAIT_S)
+
+    def attach(self, connections=2):
+        with Ctl(self.control) as c:
+            reply, fds = c.attach(export="disk", connections=connections)
+            c.ask("attached", attach_id=reply["attach_id"], device="/dev/nbd9")
+        return [played_by_kernel(fd) for fd in fds]
+
+    def log(self):
+        with open(os.path.join(self.dir, "log")) as f:
+            return f.read()
 
 
 def played_by_kernel(fd):
@@ -383,6 +513,76 @@ def a_restart_keeps_devices_where_systemd_keeps_descriptors():
     for k in kernel:
         k.close()
     assert m.stop(signal.SIGINT) == 0 and not m.store
+
+
+@suite.case
+def a_restart_never_joins_a_connection_to_another_image():
+    for size in (4 * MIB, 8 * MIB):	# another file; another size, too
+        m = Manager(image())
+        m.start()
+        kernel = m.attach()
+        assert m.stop() == 0
+        m.serve(image(size))
+        m.start()
+        for k in kernel:
+            k.must_be_closed()
+        assert not m.store and "ESTALE" in m.log(), m.log()
+        assert m.stop(keeps=False) == 0
+    # One with an identity is the same wherever it lies.
+    path = os.path.join(temp_dir(), "disk.img")
+    subprocess.run([os.path.join(BUILD, "nbdrsd"), "init", "--size", "4Mi", "raw", "file:" + path], check=True,
+                   capture_output=True)
+    m = Manager(path)
+    m.start()
+    kernel = m.attach()
+    kernel[0].write(0, b"i" * 512)
+    has_identity = b"user.nbdrs.id" in os.fsencode(" ".join(os.listxattr(path)))
+    assert m.stop() == 0
+    os.rename(path, path + ".moved")
+    m.serve(path + ".moved")
+    m.start()
+    if has_identity:
+        assert kernel[1].read(0, 512) == b"i" * 512
+    else:	# a file system without attributes
+        kernel[1].must_be_closed()
+    m.stop(keeps=has_identity)
+
+
+@suite.case
+def what_systemd_kept_and_is_of_no_use_is_cut():
+    """Else the kernel would wait for ever for connections that nobody serves."""
+    def no_file(m):
+        os.close(m.store.pop("nbdrs-handover"))
+
+    def spoilt(m):
+        os.pwrite(m.store["nbdrs-handover"], b"nonsense", 0)
+
+    for spoil in (no_file, spoilt):
+        m = Manager(image())
+        m.start()
+        kernel = m.attach()
+        assert m.stop() == 0
+        spoil(m)
+        m.start()	# as after a crash
+        for k in kernel:
+            k.must_be_closed()
+        assert not m.store, m.store
+        again = m.attach()
+        again[0].write(0, b"x" * 512)
+        assert m.stop() == 0
+
+
+@suite.case
+def without_room_for_all_nothing_is_kept():
+    m = Manager(image(), room=2)
+    m.start()
+    kernel = m.attach()	# and the file: three
+    assert m.stop(keeps=False) == 0
+    for k in kernel:
+        k.must_be_closed()
+    m.start()
+    assert not m.store
+    assert m.stop(signal.SIGINT) == 0
 
 
 class Load(threading.Thread):

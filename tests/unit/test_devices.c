@@ -116,7 +116,7 @@ static void test_get(void **state)
 	assert_true(d.is_connected && d.has_backend && !d.is_read_only);
 	assert_true(d.size == UINT64_C(1) << 30);
 	assert_int_equal(d.block_size, 512);
-	assert_int_equal(d.connections, 2);
+	assert_int_equal(d.queues, 2);
 	assert_string_equal(d.export, "my disk");
 	assert_string_equal(d.backend, "nbdrs.my%20disk");
 
@@ -128,6 +128,19 @@ static void test_get(void **state)
 	assert_true(d.is_connected && d.is_read_only && d.has_backend);
 	assert_string_equal(d.export, "");
 	assert_int_equal(device_get(3, &d), -ENODEV);
+}
+
+/* Which volume a device may go on over: see backend.h. */
+static void test_fits(void **state)
+{
+	static const char anonymous[] = "nbdrs.disk0", known[] = "nbdrs.disk0~0123456789abcdef";
+
+	assert_true(device_bytes(1 << 20, 512) == 1 << 20 && device_bytes((1 << 20) + 1023, 512) == (1 << 20) + 512);
+	assert_true(device_bytes((1 << 20) + 1023, 4096) == 1 << 20 && device_bytes(511, 0) == 0);
+	assert_true(backend_fits(anonymous, 8192, 4096, 8192) && backend_fits(anonymous, 8192, 4096, 8192 + 4095));
+	assert_false(backend_fits(anonymous, 8192, 512, 8192 + 512) || backend_fits(anonymous, 8192, 512, 4096));
+	assert_true(backend_fits(known, 8192, 512, 8192) && backend_fits(known, 8192, 512, UINT64_C(1) << 40));
+	assert_false(backend_fits(known, 8192, 512, 8191));
 }
 
 static void test_scan(void **state)
@@ -476,6 +489,7 @@ int main(void)
 		cmocka_unit_test(test_mount_parse),  cmocka_unit_test(test_swap_parse),
 		cmocka_unit_test(test_lost_data),    cmocka_unit_test(test_loop),
 		cmocka_unit_test(test_loop_endless), cmocka_unit_test(test_loop_file),
+		cmocka_unit_test(test_fits),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

@@ -33,6 +33,8 @@ static void fill(struct handover *h)
 		assert_int_equal(c->fd, -1);
 		c->fd = 10 + i;
 		c->backend_id = strdup("nbdrs.my%20disk");
+		c->size = i == 0 ? HANDOVER_NO_SIZE : (uint64_t)i << 40;
+		c->stores = i & 1 ? strdup("file:/srv/my disk") : NULL;
 		(void)snprintf(c->peer, sizeof(c->peer), "kernel:%d", i);
 		c->is_structured = i & 1;
 		c->has_meta = i == 1;
@@ -67,6 +69,9 @@ static void check_same(const struct handover *a, const struct handover *b)
 		assert_int_equal(x->fd, y->fd);
 		assert_string_equal(x->backend_id, y->backend_id);
 		assert_string_equal(x->peer, y->peer);
+		assert_true(x->size == y->size && !x->stores == !y->stores);
+		if (x->stores)
+			assert_string_equal(x->stores, y->stores);
 		assert_true(x->is_structured == y->is_structured && x->has_meta == y->has_meta);
 		assert_true(x->is_kernel == y->is_kernel && x->is_read_only == y->is_read_only);
 		assert_int_equal(x->left_len, y->left_len);
@@ -168,6 +173,8 @@ static void test_refused(void **state)
 		  "lacks" },
 		{ HEAD "\"conns\":[{\"fd\":1,\"left\":0,\"peer\":7,\"backend_id\":\"\"}]}", "lacks" },
 		{ HEAD "\"conns\":[{\"fd\":1,\"left\":0,\"peer\":\"\"}]}", "lacks" },
+		{ HEAD "\"conns\":[{\"fd\":1,\"left\":0,\"peer\":\"\",\"backend_id\":\"\",\"size\":-1}]}", "lacks" },
+		{ HEAD "\"conns\":[{\"fd\":1,\"left\":0,\"peer\":\"\",\"backend_id\":\"\",\"stores\":1}]}", "lacks" },
 		/* More to throw away than the request had. */
 		{ HEAD "\"conns\":[{\"fd\":1,\"left\":0,\"peer\":\"\",\"backend_id\":\"\",\"refused\":{\"flags\":0,"
 		       "\"type\":1,\"cookie\":0,\"off\":0,\"len\":5,\"error\":1,\"discard\":6}}]}",
@@ -185,6 +192,19 @@ static void test_refused(void **state)
 		assert_non_null(strstr(err.msg, bad[i].says));
 		assert_true(h.conns == NULL && h.listeners == NULL && h.devices == NULL);
 	}
+}
+
+/* Sockets of the user's own may begin like those that systemd keeps for us. */
+static void test_names(void **state)
+{
+	static const char *const kept[] = { "nbdrs-handover", "nbdrs-0", "nbdrs-4711" };
+	static const char *const others[] = { "nbdrs-tls.socket", "nbdrs-", "nbdrs-1x", "nbdrs", "nbdrs-handover2",
+					      "" };
+
+	for (size_t i = 0; i < ARRAY_LEN(kept); i++)
+		assert_true(handover_is_kept(kept[i]));
+	for (size_t i = 0; i < ARRAY_LEN(others); i++)
+		assert_false(handover_is_kept(others[i]));
 }
 
 /* What a newer one adds in the same format is no obstacle. */
@@ -207,6 +227,7 @@ int main(void)
 		cmocka_unit_test(test_round_trip),
 		cmocka_unit_test(test_file),
 		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_names),
 		cmocka_unit_test(test_unknown_members),
 	};
 

@@ -18,6 +18,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "announce.h"
 #include "child.h"
 #include "nbdrs/cleanup.h"
 #include "sysfs.h"
@@ -152,12 +153,60 @@ static void test_settle(void **state)
 	assert_int_equal(close(fd), 0);
 }
 
+static bool is_there(const char *file)
+{
+	return fs_exists("%s", file);
+}
+
+static void must_say(const char *file, const char *text)
+{
+	char got[32];
+
+	assert_int_equal(fs_read(got, sizeof(got), "%s", file), 0);
+	assert_string_equal(got, text);
+}
+
+/* What is held is announced when it is released: the disk and its partitions, once. */
+static void test_announce(void **state)
+{
+	static const char export[] = "/run/nbdrs-attach/export-my\\x20disk", device[] = "/run/nbdrs-attach/device-nbd3";
+	static const char backend[] = "nbdrs.my%20disk~0123456789abcdef";
+	static const char disk[] = "/sys/class/block/nbd3/uevent", part[] = "/sys/class/block/nbd3p1/uevent";
+
+	put("/sys/block/nbd3/dev", "43:96\n");
+	put("/sys/block/nbd3/nbd3p1/dev", "43:97\n");
+	put(disk, "");
+	put(part, "");
+	announce_hold(3, backend);
+	assert_true(is_there(export) && is_there(device));
+	announce_hold(3, backend); /* a tool that was killed has left them */
+	must_say(disk, "");
+	announce_release(3, backend);
+	assert_false(is_there(export) || is_there(device));
+	must_say(disk, "change");
+	must_say(part, "change");
+	put(disk, "");
+	announce_release(3, backend);
+	must_say(disk, "");
+	/* The kernel is to choose, and finds no device. */
+	announce_hold(-1, backend);
+	assert_true(is_there(export) && !is_there(device));
+	announce_release(-1, backend);
+	assert_false(is_there(export));
+	must_say(disk, "");
+	/* A name that gets no link. */
+	announce_hold(-1, "nbdrs..hidden");
+	announce_release(3, "nbdrs..hidden");
+	must_say(disk, "");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_stages),
 		cmocka_unit_test(test_udev_runs),
 		cmocka_unit_test(test_settle),
+		cmocka_unit_test(test_announce),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

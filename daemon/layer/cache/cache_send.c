@@ -334,7 +334,9 @@ int back_open(struct layer *l, struct err *err)
 static CO_FN int stop(void *arg)
 {
 	struct back *b = arg;
-	int rc = drain(b, true);
+	/* Flushed means in the journal: the next process sends it, and nobody waits for the store now. */
+	const bool is_left = b->l->comes_again && b->c->is_local;
+	int rc = is_left ? 0 : drain(b, true);
 
 	pthread_mutex_lock(&b->dirty.lock);
 	b->is_stopping = true;
@@ -342,7 +344,7 @@ static CO_FN int stop(void *arg)
 	while (b->workers_n) /* one of them may be giving segments back */
 		co_wq_wait(&b->ended, &b->dirty.lock);
 	pthread_mutex_unlock(&b->dirty.lock);
-	if (!rc)
+	if (!rc && !is_left)
 		rc = give_all_back(b);
 	layer_chan_close(b->chan);
 	return rc;
