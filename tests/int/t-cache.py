@@ -129,7 +129,7 @@ def rounds(driver, conn, kills, read):
         assert list(values(status(d), "mode")) == ["writeback"] and list(values(status(d), "durability")) == ["local"]
     m.check(read())  # it ended orderly
     print(f"     {driver} {kills} kills, {m.count} requests answered, {m.flushes} of them flushes; seed {SEED}")
-    assert m.flushes > 0
+    assert m.count > 0 and (m.flushes > 0 or kills < KILLS)  # one in thirty is a flush
     run("destroy", "--force", driver, conn, secrets=[server.secret])
 
 
