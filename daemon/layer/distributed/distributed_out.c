@@ -114,7 +114,7 @@ static CO_FN void leave_out(struct chan *c)
 	t->is_out_named = true;
 	t->version++;
 	pthread_mutex_unlock(&t->lock);
-	log_info("volume can be opened without nodes that are away layer=distributed nodes=%u",
+	log_info("nodes that are away are left out until they are back layer=distributed nodes=%u",
 		 count(away));
 }
 
