@@ -10,21 +10,11 @@
  * segment, and so does where the next one begins.
  */
 #include <endian.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
 #include "layer/cache/cache_journal.h"
 #include "nbdrs/cleanup.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void must(bool is_true)
-{
-	if (!is_true)
-		abort();
-}
 
 static void fuzz_heads(const uint8_t *data, size_t size)
 {
