@@ -68,11 +68,14 @@ def _ms(us):
     return f"{us / 1000:.1f}" if us < 99950 else f"{us / 1000:.0f}"
 
 
+def _us(seconds):
+    return f"{seconds * 1e6:.1f}" if seconds < 1e-4 else f"{seconds * 1e6:.0f}"
+
+
 def progress(result):
     """One line for the person who waits."""
     cells = [f"{n} {_rate(result, f)}" for n, f in result["systems"].items()]
-    if "ratio" in result:
-        cells.append(f"=> x{result['ratio']:.2f}")
+    cells += [f"=> {_value(v, v['value'])} of {v['against']}" for v in result["bars"]]
     return f"{result['name']} ({result['unit']}): " + ", ".join(cells)
 
 
@@ -84,16 +87,28 @@ def _table(head, rows):
     return [line(head), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(line, rows), ""]
 
 
+def _value(bar, value):
+    return f"{value:+.1f} us" if bar["figure"] == "cpu" else f"x{value:.2f}"
+
+
+def bar_text(bar):
+    """What nbdrs is held to."""
+    held = f"<= {bar['target']:g} us of CPU more" if bar["figure"] == "cpu" else f">= {bar['target']:g}"
+    return f"{held} ({bar['against'] or 'best peer'})"
+
+
+def _shown(result, bar, name):
+    f = result["systems"][name]
+    return f"{name}: " + (f"{f['server_cpu_s_per_op'] * 1e6:.1f} us" if bar["figure"] == "cpu" else _rate(result, f))
+
+
 def _verdicts(results):
     rows = []
     for r in results:
-        if "ratio" in r:
-            rows.append([r["name"], f"{r['best_peer']}: {_rate(r, r['systems'][r['best_peer']])}",
-                         f"{r['best_ours']}: {_rate(r, r['systems'][r['best_ours']])}",
-                         f"x{r['ratio']:.2f}", f"x{r['ratio_default']:.2f}",
-                         f">= {r['target']:g} {'met' if r['met'] else 'MISSED'}"])
-    return _table(["point", "best peer", "nbdrs", "ratio", "by default", "target"], rows) \
-        if rows else []
+        for v in r["bars"]:
+            rows.append([r["name"], _shown(r, v, v["against"]), _shown(r, v, v["ours"]), _value(v, v["value"]),
+                         _value(v, v["default"]), f"{bar_text(v).partition(' (')[0]} {'met' if v['met'] else 'MISSED'}"])
+    return _table(["point", "held to", "best of nbdrs", "ratio", "by default", "target"], rows) if rows else []
 
 
 def _point(r):
@@ -104,12 +119,14 @@ def _point(r):
         if "shape" in f:
             note += f", {f['shape'][0]} NBD connections of {f['shape'][1]}"
         if not system.honest and r["kind"] == "write":
-            note += " (not compared; until unmounted)"
+            answered = f"{f['rate_answered'] * r['block'] / 1e6:.0f} MB/s"
+            note += f" (until all was sent; the flush was answered at {answered})" if system.is_ours else \
+                " (not compared; until unmounted)"
         rows.append([name, note, f"{_rate(r, f)} +-{f['rate_spread'] / 2:.0%}",
                      f"{f['requests_per_op']:.2f}", _size(f["bytes_out_per_op"]),
-                     _size(f["bytes_in_per_op"]), f"{f['server_cpu_s_per_op'] * 1e6:.0f}",
-                     f"{f['store_cpu_s_per_op'] * 1e6:.0f}",
-                     "/".join(_ms(f[q]) for q in ("p50", "p99", "p999"))])
+                     _size(f["bytes_in_per_op"]), _us(f["server_cpu_s_per_op"]),
+                     _us(f["store_cpu_s_per_op"]),
+                     "/".join(_ms(f[q]) for q in ("p50", "p99", "p999")) if f["p50"] else "-"])
     return [f"{r['name']}: {r['text']}", "",
             *_table(["system", "settings", r["unit"], "requests", "bytes read", "bytes written",
                      "CPU us", "store CPU us", "latency p50/p99/p99.9 ms"], rows)]

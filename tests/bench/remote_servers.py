@@ -101,6 +101,23 @@ class CountedNginx(fixtures.Nginx):
         return sum(procstat.cpu_seconds(p.pid) for p in self.processes.values())
 
 
+class Files:
+    """A store that is a folder here: nobody else works for it, nothing is counted."""
+
+    @staticmethod
+    def counters():
+        """Nothing to count."""
+        return 0, 0, 0
+
+    @staticmethod
+    def cpu_seconds():
+        """Of nobody."""
+        return 0
+
+    def stop(self):
+        """Nothing to stop."""
+
+
 # ---- systems ----
 
 @dataclasses.dataclass
@@ -124,6 +141,22 @@ def _nbdrs(objects, driver="sharded"):
         return [f"{b}/nbdrsd", "init", "--size", str(place.size), chain,
                 f"s3:{place.store.url(place.prefix)}"]
     return command, create
+
+
+def _nbdrs_cache(is_above, journal="1Gi"):
+    def command(b, place, folder):
+        # All of a volume fits into the memory.
+        cache = f"cache[disk={folder}/journal,size={journal},mode=writeback,mem=512Mi]"
+        s3 = f"s3:{place.store.url(place.prefix)}"
+        words = [cache, f"sharded:{s3}"] if is_above else ["sharded", f"{cache}:{s3}"]
+        return [f"{b}/nbdrsd", "-e", EXPORT, *words, "--unix", f"{folder}/nbd.sock", "--listen", "none",
+                "--control", f"{folder}/control.sock"]
+    return command, _nbdrs("")[1]
+
+
+def _nbdrs_file(b, place, folder):
+    return [f"{b}/nbdrsd", "-e", EXPORT, "raw", f"file:{place.prefix}", "--unix", f"{folder}/nbd.sock",
+            "--listen", "none", "--control", f"{folder}/control.sock"]
 
 
 def _s3backer(block, *options):
@@ -177,6 +210,7 @@ class System:
     program: str
     is_ours: bool = False
     honest: bool = True  # an answered flush means that the data is in the store
+    is_measure: bool = False  # neither ours nor a peer: there for others to be held to
     fill_as: str = ""  # the system that fills the volume, where this one would take too long
 
     def uses_fuse(self):
@@ -188,6 +222,18 @@ SYSTEMS = {s.name: s for s in (
     System("nbdrs", "4 MiB objects, the default", _nbdrs(""), "nbdrsd", is_ours=True),
     System("nbdrs-64k", "64 KiB objects", _nbdrs("64Ki"), "nbdrsd", is_ours=True),
     System("nbdrs-4k", "4 KiB objects", _nbdrs("4Ki"), "nbdrsd", is_ours=True),
+    # What a flush answers is in the journal, and in the store a little later.
+    System("nbdrs-cache", "write-back cache with a journal on disk, below the mapping", _nbdrs_cache(False),
+           "nbdrsd", is_ours=True, honest=False, fill_as="nbdrs"),
+    System("nbdrs-cache-above", "the same above the mapping", _nbdrs_cache(True), "nbdrsd", is_ours=True,
+           honest=False, fill_as="nbdrs"),
+    System("nbdrs-cache-64m", "below the mapping, with a journal of 64 MiB, which the writes outrun",
+           _nbdrs_cache(False, "64Mi"), "nbdrsd", is_ours=True, honest=False, fill_as="nbdrs"),
+    System("nbdrs-file", "raw file on the journal's disk", (_nbdrs_file, None), "nbdrsd", is_measure=True),
+    System("plain", "curl, 16 parallel requests of whole objects of 4 MiB", (None, None), "curl",
+           is_measure=True, fill_as="nbdrs"),
+    System("plain-unsigned", "the same, the body's hash left out", (None, None), "curl",
+           is_measure=True, fill_as="nbdrs"),
     System("s3backer-4k", "4 KiB objects, synchronous", _s3backer("4k", *S3BACKER_HONEST),
            "s3backer"),
     System("s3backer-64k", "64 KiB objects, synchronous", _s3backer("64k", *S3BACKER_HONEST),
