@@ -81,7 +81,14 @@ done
 check "$rounds resizes of two devices under load" $ok
 check "fio still runs on both" [ "$(pgrep -xc fio)" -ge 2 ]
 pkill -INT -x fio
-wait_for 60 eval '! pgrep -x fio >/dev/null' || echo "fio does not end"
+if ! check "fio ends" wait_for 60 eval '! pgrep -x fio >/dev/null'; then
+	grep -H . /proc/[0-9]*/comm | sed -n 's|/comm:fio$||p' | while read -r p; do
+		head -c 300 "$p/task"/*/stat "$p/task"/*/wchan "$p/task"/*/stack 2>/dev/null
+	done
+	grep -H . /sys/block/nbd[23]/inflight
+	cat /tmp/nbd[23].fio
+	run ctl status
+fi
 check "fio has read what it wrote" eval '! grep -E "verify: bad|err= *[1-9]|Input/output" /tmp/nbd2.fio /tmp/nbd3.fio'
 check "no I/O error" eval '! dmesg | tail -n +$((lines + 1)) | grep -E "I/O error"'
 
