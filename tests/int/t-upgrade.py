@@ -297,6 +297,26 @@ def a_resize_and_an_upgrade_wait_for_each_other():
 
 
 @suite.case
+def volumes_are_opened_at_the_same_time():
+    """Each takes some round trips to its store."""
+    folder, names = temp_dir(), [f"v{i}" for i in range(8)]
+    for name in names:
+        subprocess.run([os.path.join(BUILD, "nbdrsd"), "init", "--size", "4Mi", "sharded", f"file:{folder}/{name}/"],
+                       check=True, capture_output=True)
+    with Daemon([(name, "sharded", f"delay[read=200ms]:file:{folder}/{name}/") for name in names]) as d, \
+            Ctl(d.control) as c, Nbd.connect(d.unix, "v7") as n:
+        assert [e["name"] for e in c.status()[1]] == names
+        begun = time.monotonic()
+        upgrade(d)
+        n.write(0, b"x" * 512)
+        assert time.monotonic() - begun < 1.8, "one after the other"
+    # The first one in the list that is wrong is named.
+    exports = [(name, "sharded", f"file:{folder}/{name}/") for name in ("v0", "nope", "v1", "neither")]
+    d = Daemon(exports, ready=False)
+    assert d.wait() == 1 and "export 'nope'" in d.text(), d.text()
+
+
+@suite.case
 def what_a_journal_has_is_not_sent_while_everybody_waits():
     """It may be gigabytes, and the store far away. Of a chain that is another one then it has to be."""
     conf, path, journal = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir()
