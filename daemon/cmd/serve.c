@@ -246,7 +246,8 @@ static CO_FN int leave_run(void *arg)
 	conns_forget();
 	listeners_forget();
 	(void)conns_drain(now_ns()); /* there are none: what they shared */
-	retry_stop_by(now_ns() + s->a->drain_ns);
+	/* Flushed they are; what is left to be sent is that of chains that go, and what a journal has anyway. */
+	retry_stop_by(now_ns() + (exports_come_again() ? 0 : s->a->drain_ns));
 	rc = exports_close(true);
 	watchdog_stop(); /* the next one starts its own */
 	if (rc)

@@ -71,6 +71,8 @@ CO_FN int exports_flush(void);
  * already. The first error of a flush.
  */
 CO_FN int exports_close(bool is_upgrade);
+/* Whether all come again. */
+bool exports_come_again(void);
 
 /*
  * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before

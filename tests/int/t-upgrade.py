@@ -343,6 +343,25 @@ def what_a_journal_has_is_not_sent_while_everybody_waits():
 
 
 @suite.case
+def a_store_that_is_away_keeps_nobody_waiting_who_has_a_journal():
+    path, journal, away = image(), temp_dir(), os.path.join(temp_dir(), "away")
+    chain = f"cache[mode=writeback,disk={journal},lag=10ms]:retry:fault[file={away},error=ECONNREFUSED]:file:{path}"
+    with Daemon([("disk", "raw", chain)]) as d, Nbd.connect(d.unix, "disk") as n, Ctl(d.control) as c:
+        with open(away, "wb"):
+            pass
+        n.write(0, b"j" * 512)
+
+        wait_until("it is being sent, in vain", lambda: c.status()[1][0]["layers"][2]["state"]["waiting"] == "1")
+        begun = time.monotonic()
+        upgrade(d)
+        assert n.read(0, 512) == b"j" * 512
+        assert time.monotonic() - begun < 5, "it waited for the store"
+        os.unlink(away)
+    with open(path, "rb") as f:
+        assert f.read(512) == b"j" * 512
+
+
+@suite.case
 def data_in_memory_is_not_thrown_away():
     with Daemon([("m", "raw", "mem[size=1Mi]")]) as d:
         assert "memory" in upgrade(d, code=1)
