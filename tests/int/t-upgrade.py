@@ -194,9 +194,9 @@ def the_helper_is_there_before_and_after():
 @suite.case
 def a_connection_over_its_limits_goes_on_after_that():
     """Its replies leave while it is held, and nothing is in flight when it is let go."""
-    path, n = image(), 1100
+    path, n, long = image(), 1100, 8 if SANITIZED else 3
     with Daemon([("fast", "raw", f"delay[write=200ms]:file:{path}"),
-                 ("slow", "raw", f"delay[write=3s]:file:{image()}")], ["--drain-timeout", "1s"]) as d, \
+                 ("slow", "raw", f"delay[write={long}s]:file:{image()}")], ["--drain-timeout", "1s"]) as d, \
             Ctl(d.control) as c:
         fast, slow = (played_by_kernel(c.attach(export=e)[1][0]) for e in ("fast", "slow"))
         slow.send(slow.request(WRITE, 0, 512), b"s" * 512)
