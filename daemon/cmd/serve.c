@@ -83,6 +83,18 @@ static CO_FN int open_listeners(const struct args *a, struct err *err)
 	return rc;
 }
 
+static CO_FN int open_exports(struct serve *s)
+{
+	const size_t n = s->a->volumes_n;
+	_cleanup_free_ struct export_arg *args = calloc(n, sizeof(*args));
+
+	if (!args)
+		return err_set(&s->err, -ENOMEM, "out of memory");
+	for (size_t i = 0; i < n; i++)
+		args[i] = (struct export_arg){ s->a->volumes[i].name, TAKE_PTR(s->specs[i]) };
+	return exports_open(args, n, s->a->read_only, &s->err);
+}
+
 /* The default path may be out of reach for a plain user, who then does without. */
 static CO_FN int open_control(struct serve *s)
 {
@@ -158,8 +170,8 @@ static CO_FN int start_run(void *arg)
 	/* First: the manager's clock runs since before an upgrade, and a journal may be long. */
 	int rc = watchdog_start(&s->err);
 
-	for (unsigned i = 0; i < s->a->volumes_n && !rc; i++)
-		rc = export_add(s->a->volumes[i].name, TAKE_PTR(s->specs[i]), s->a->read_only, &s->err);
+	if (!rc)
+		rc = open_exports(s);
 	if (!rc)
 		rc = s->left.listeners_n ? listeners_adopt(&s->left, &s->err) : open_listeners(s->a, &s->err);
 	if (!rc && s->was_left)
@@ -234,7 +246,8 @@ static CO_FN int leave_run(void *arg)
 	conns_forget();
 	listeners_forget();
 	(void)conns_drain(now_ns()); /* there are none: what they shared */
-	retry_stop_by(now_ns() + s->a->drain_ns);
+	/* Flushed they are; what is left to be sent is that of chains that go, and what a journal has anyway. */
+	retry_stop_by(now_ns() + (exports_come_again() ? 0 : s->a->drain_ns));
 	rc = exports_close(true);
 	watchdog_stop(); /* the next one starts its own */
 	if (rc)

@@ -229,6 +229,8 @@ static int check_list(void *arg)
 	if (!argv)
 		return err_set(err, -ENOMEM, "out of memory");
 	memcpy(argv, self.argv, (size_t)self.argc * sizeof(*argv));
+	for (struct export *e = export_first(); e; e = e->next)
+		e->comes_again = false;
 	/* What only the new program understands is its own business. */
 	if (args_parse(self.argc, argv, &a, &code) == 0)
 		rc = check_exports(&a, err);

@@ -25,6 +25,7 @@ enum {
 	MIN_BLOCK = 1,
 	PREF_BLOCK_MIN = 4096, /* a page: what costs the same as one byte on nearly every medium */
 	STATS_ALIGN = 64,      /* each reactor's on cache lines of its own */
+	OPENERS_MAX = 16,      /* volumes that are being opened at the same time */
 };
 
 static struct export *exports;
@@ -164,11 +165,6 @@ static void export_free(struct export *e)
 	free(e);
 }
 
-static void cleanup_exportp(struct export **e)
-{
-	export_free(*e);
-}
-
 /* By what the kernel knows it: its name and, where it has one, its identity. */
 static CO_FN int set_backend_id(struct export *e, struct err *err)
 {
@@ -212,51 +208,121 @@ static int set_offer(struct export *e, bool read_only, struct err *err)
 	return 0;
 }
 
-static void append(struct export *e)
+static CO_FN int open_chain(struct export *e, bool read_only, struct err *err)
+{
+	int rc = chain_build(e->spec, e->name, read_only, &e->chain, err);
+
+	if (!rc)
+		rc = chain_open(e->chain, err);
+	if (rc)
+		return rc;
+	rc = set_offer(e, read_only, err);
+	if (!rc)
+		rc = set_backend_id(e, err);
+	if (rc)
+		(void)chain_close(e->chain); /* nothing was written */
+	return rc;
+}
+
+/* --- Opening all of them ------------------------------------------------------------------------ */
+
+/* One export on its way into the list. */
+struct opening {
+	struct export *e; /* open once rc is 0 */
+	struct err err;
+	int rc;
+};
+
+/* All of them, and those who open one after the other. */
+struct openings {
+	struct opening *v;
+	size_t n, next;
+	bool read_only;
+};
+
+/* A store far away takes some round trips, while which others can be opened. */
+static CO_FN void open_some(void *arg)
+{
+	struct openings *o = arg;
+
+	while (o->next < o->n) {
+		struct opening *v = &o->v[o->next++];
+
+		v->rc = open_chain(v->e, o->read_only, &v->err);
+	}
+}
+
+static int prepare(const struct export_arg *arg, struct opening *v, struct err *err)
+{
+	int rc = export_check_name(arg->name, err);
+
+	if (rc)
+		return rc;
+	v->e = calloc(1, sizeof(*v->e));
+	if (!v->e)
+		return err_set(err, -ENOMEM, "out of memory");
+	v->e->name = strdup(arg->name);
+	return v->e->name ? 0 : err_set(err, -ENOMEM, "out of memory");
+}
+
+static CO_FN void open_all(struct openings *o)
+{
+	struct co_group g = CO_GROUP_INIT;
+
+	for (size_t i = 0; i < MIN(o->n, (size_t)OPENERS_MAX); i++)
+		co_group_spawn(&g, open_some, o);
+	co_group_wait(&g);
+}
+
+/* In the order of the list; the first one that failed counts. */
+static CO_FN int append_all(struct openings *o, struct err *err)
 {
 	struct export **at = &exports;
+	int rc = 0;
 
 	while (*at)
 		at = &(*at)->next;
-	*at = e;
+	for (size_t i = 0; i < o->n; i++) {
+		struct opening *v = &o->v[i];
+		struct export *e = TAKE_PTR(v->e);
+
+		if (v->rc) {
+			if (!rc)
+				rc = err_set(err, v->rc, "export '%.64s': %s", e->name, v->err.msg);
+			export_free(e);
+			continue;
+		}
+		if (e->size == 0)
+			log_warn("export is empty name=%s", e->name);
+		if ((e->tflags & NBD_FLAG_READ_ONLY) && !o->read_only)
+			log_warn("export is read-only: its chain can't be written name=%s", e->name);
+		*at = e;
+		at = &e->next;
+	}
+	return rc;
 }
 
-CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct err *err)
+CO_FN int exports_open(const struct export_arg *args, size_t n, bool read_only, struct err *err)
 {
-	_cleanup_(cleanup_exportp) struct export *e = calloc(1, sizeof(*e));
-	int rc;
+	struct openings o = { .v = calloc(n, sizeof(*o.v)), .n = n, .read_only = read_only };
+	int rc = o.v ? 0 : err_set(err, -ENOMEM, "out of memory");
 
-	if (!e) {
-		spec_free(spec);
-		return err_set(err, -ENOMEM, "out of memory");
+	for (size_t i = 0; i < n && !rc; i++)
+		rc = prepare(&args[i], &o.v[i], err);
+	for (size_t i = 0; i < n; i++) {
+		if (rc)
+			spec_free(args[i].spec);
+		else
+			o.v[i].e->spec = args[i].spec;
 	}
-	e->spec = spec;
-	rc = export_check_name(name, err);
-	if (rc < 0)
-		return rc;
-	e->name = strdup(name);
-	if (!e->name)
-		return err_set(err, -ENOMEM, "out of memory");
-
-	rc = chain_build(spec, e->name, read_only, &e->chain, err);
-	if (rc >= 0)
-		rc = chain_open(e->chain, err);
-	if (rc < 0)
-		return err_prefix(err, rc, "export '%.64s'", name);
-	rc = set_offer(e, read_only, err);
-	if (rc == 0)
-		rc = set_backend_id(e, err);
-	if (rc < 0) {
-		(void)chain_close(e->chain); /* nothing was written */
-		return err_prefix(err, rc, "export '%.64s'", name);
+	if (!rc) {
+		open_all(&o);
+		rc = append_all(&o, err);
 	}
-
-	if (e->size == 0)
-		log_warn("export is empty name=%s", e->name);
-	if ((e->tflags & NBD_FLAG_READ_ONLY) && !read_only)
-		log_warn("export is read-only: its chain can't be written name=%s", e->name);
-	append(TAKE_PTR(e));
-	return 0;
+	for (size_t i = 0; i < n && o.v; i++)
+		export_free(o.v[i].e);
+	free(o.v);
+	return rc;
 }
 
 CO_FN int exports_flush(void)
@@ -282,6 +348,14 @@ static void set_comes_again(void *arg, struct layer *l, unsigned depth, const st
 	(void)depth;
 	(void)sum;
 	l->comes_again = true;
+}
+
+bool exports_come_again(void)
+{
+	for (const struct export *e = exports; e; e = e->next)
+		if (!e->comes_again)
+			return false;
+	return true;
 }
 
 CO_FN int exports_close(bool is_upgrade)

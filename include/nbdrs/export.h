@@ -52,11 +52,18 @@ struct export {
  * characters, -EEXIST for one that is taken.
  */
 int export_check_name(const char *name, struct err *err);
+
+struct export_arg {
+	const char *name;
+	struct spec *spec;
+};
+
 /*
- * Opens the chain and appends to the list. Errors of export_check_name. Takes `spec`, also when it
- * fails. `read_only` serves what could be written read-only; what can't be written is served so anyway.
+ * Opens n chains, several at a time, and appends them to the list in their order; those that could be opened also when
+ * it fails for others (exports_close). Errors of export_check_name, and the first one in the order. Takes the specs,
+ * also when it fails. `read_only` serves what could be written read-only; what can't be written is served so anyway.
  */
-CO_FN int export_add(const char *name, struct spec *spec, bool read_only, struct err *err);
+CO_FN int exports_open(const struct export_arg *args, size_t n, bool read_only, struct err *err);
 /* Flushes all. The first error. */
 CO_FN int exports_flush(void);
 /*
@@ -64,6 +71,8 @@ CO_FN int exports_flush(void);
  * already. The first error of a flush.
  */
 CO_FN int exports_close(bool is_upgrade);
+/* Whether all come again. */
+bool exports_come_again(void);
 
 /*
  * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before

@@ -37,27 +37,35 @@ check "-c takes the link" attach -c /dev/nbdrs/disk0
 check "detach by link" attach -d /dev/nbdrs/disk0
 check "the device is gone" disconnected "$name"
 
-# Several connections: systemd hears of it when all have been tried out.
-ready() { ! udevadm info -q property "$1" | grep -qx SYSTEMD_READY=0; }
-marks() { find /run/nbdrs-attach -type f 2>/dev/null; }
+# Several connections: systemd hears of it when all have been tried out. Until then files say so to the rules.
 mkdir -p /run/udev/rules.d
-echo 'KERNEL=="nbd2", ENV{ID_NBDRS}=="?*", RUN+="/bin/sh -c '"'echo ready=\$env{SYSTEMD_READY} >>/tmp/events'"'"' >/run/udev/rules.d/99-z.rules
-udevadm control --reload
+unready() { udevadm info -q property "$dev" | grep -qx SYSTEMD_READY=0; }
+ready() { ! unready; }
+marks() { find /run/nbdrs-attach -type f 2>/dev/null; }
+look_again() {
+	udevadm control --reload
+	udevadm trigger --settle "$dev"
+}
 must "attach with 2 connections" attached -C 2 disk0 /dev/nbd2
-check "it is ready when attach returns" wait_for 10 ready /dev/nbd2
-check "it was not before: $(tr '\n' ' ' </tmp/events)" [ "$(head -n 1 /tmp/events)" = ready=0 ]
-rm /run/udev/rules.d/99-z.rules
+check "it is ready" wait_for 10 ready
 check "nothing is left that holds it" [ -z "$(marks)" ]
-check "detach" attach -d disk0
-udevadm settle --timeout=20
-# As a tool leaves it that is killed before it has tried the device out.
-touch /run/nbdrs-attach/device-nbd2 /run/nbdrs-attach/export-disk0
-must "attach, whose tool left its marks" attached --no-udev disk0 /dev/nbd2
-check "it is ready" wait_for 10 ready /dev/nbd2
-touch /run/nbdrs-attach/device-nbd2 /run/nbdrs-attach/export-disk0
-udevadm trigger /dev/nbd2
-udevadm settle --timeout=20
-check "what was announced stays so" ready /dev/nbd2
+# As it is between the two: a tool that was killed before it has tried the device out leaves that.
+echo 'KERNEL=="nbd2", ENV{SYSTEMD_READY}="0"' >/run/udev/rules.d/99-z.rules
+look_again
+rm /run/udev/rules.d/99-z.rules
+for mark in device-nbd2 export-disk0; do
+	touch /run/nbdrs-attach/$mark
+	look_again
+	check "$mark: it stays as unready as it was" unready
+	rm /run/nbdrs-attach/$mark
+done
+touch /run/nbdrs-attach/{device-nbd2,export-disk0}
+must "attach it again" attached disk0
+check "it is ready now" wait_for 10 ready
+check "and nothing holds it" [ -z "$(marks)" ]
+touch /run/nbdrs-attach/{device-nbd2,export-disk0}
+look_again
+check "what was announced stays so" ready
 check "detach, once more" attach -d disk0
 udevadm settle --timeout=20
 
