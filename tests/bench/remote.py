@@ -23,8 +23,8 @@ Method
   - Several object sizes are tried with each system; the ratio is between the best of nbdrs and the
     best honest peer. That of nbdrs with its default settings stands beside it.
   - Requests and bytes are counted by the store, from the load's start to the end of its last flush
-    (sequential writes: to the end of the system, so that nothing is left out). 'bytes' are those of
-    objects, without headers.
+    (sequential writes: to the end of the system, so that nothing is left out; its CPU time, too). 'bytes' are
+    those of objects, without headers.
 
 Exit status: 0 measured, 1 something failed (or, with --gate, a target was missed), 2 usage.
 """
@@ -256,11 +256,13 @@ class Bench:
                 result = fio(running, folder, point.kind, point.block(), point.depth, place.size)
             after = self._meters(running, place.store)
             if is_new:
-                stopping = time.monotonic()
                 running.stop()
+                answered, after = after, self._meters(None, place.store)
+                after["server"] = after["client"] - answered["client"]  # its whole life's: it was waited for
+                after["client"] = answered["client"]
                 result["answered_s"] = result["seconds"]
                 if not system.honest:  # only now is it where it should be
-                    result["seconds"] += time.monotonic() - stopping
+                    result["seconds"] += after["wall"] - answered["wall"]
             counters = place.store.counters()
         self._count(result, before, after, counters)
         return result
