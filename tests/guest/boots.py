@@ -21,7 +21,7 @@ disk0 raw file:/dev/vdc
 disk1 raw retry[deadline=1s]:fault[file=/run/store-away,error=ECONNREFUSED]:file:/dev/vdd
 """
 ATTACH = """\
-disk0 /dev/nbd2 --connections 2
+disk0 /dev/nbd2 --connections 2 --timeout 10
 disk1           # the kernel picks
 """
 FSTAB = """\
