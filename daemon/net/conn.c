@@ -231,6 +231,8 @@ static void flush_deferred(struct reactor_defer *d)
 	struct conn *c = container_of(d, struct conn, flush);
 	bool must_look;
 
+	if (unlikely(!list_empty(&c->stalled)) && c->retry.slot == 0)
+		request_retry_stalled(c);
 	reply_flush(c);
 	if (conn_try_close(c))
 		return;

@@ -274,8 +274,8 @@ static void start_fiber(struct request *r)
 	if (!is_paused(c) && co_spawn(request_fiber, r) == 0)
 		return;
 	list_add(&c->stalled, &r->node);
-	if (c->retry.slot == 0)
-		(void)timer_start(&c->retry, reactor_now() + RETRY_MS * UINT64_C(1000000));
+	if (c->retry.slot == 0 && timer_start(&c->retry, reactor_now() + RETRY_MS * UINT64_C(1000000)) != 0)
+		reactor_defer(&c->flush); /* no memory even for that: again in the next turn */
 }
 
 void request_dispatch(struct request *r)
