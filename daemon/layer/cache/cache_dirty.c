@@ -21,9 +21,10 @@ enum { TURN = 512 };
 
 /* --- Life ------------------------------------------------------------------------------------- */
 
-int dirty_init(struct dirty *d, bool by_object)
+int dirty_init(struct dirty *d, bool by_object, uint64_t lag_ns, uint64_t uploads)
 {
-	*d = (struct dirty){ .by_object = by_object };
+	*d = (struct dirty){ .by_object = by_object, .lag_ns = lag_ns };
+	d->enough = (unsigned)MAX(MIN(uploads / 2, (uint64_t)DIRTY_RECENT), UINT64_C(1));
 	d->stripes = calloc(DIRTY_STRIPES, sizeof(*d->stripes));
 	if (!d->stripes)
 		return -ENOMEM;
@@ -37,6 +38,7 @@ int dirty_init(struct dirty *d, bool by_object)
 	(void)pthread_mutex_init(&d->lock, NULL);
 	for (unsigned i = 0; i < UNIT_QUEUES; i++)
 		list_init(&d->queues[i]);
+	list_init(&d->resting);
 	co_wq_init(&d->work);
 	return 0;
 }
@@ -124,6 +126,7 @@ static struct unit *get(struct dirty *d, struct dirty_stripe *st, uint64_t key, 
 	u->window = window;
 	co_wq_init(&u->wq);
 	list_init(&u->node);
+	list_init(&u->rest);
 	list_add(bucket(st, key), &u->chain);
 	list_add(&st->units, &u->all);
 	atomic_fetch_add(&d->units_n, 1);
@@ -138,9 +141,10 @@ void unit_release(struct dirty *d, struct unit *u)
 
 /* --- Parts; with the stripe's lock held ------------------------------------------------------- */
 
-static void part_drop(struct dirty *d, const struct dirty_part *p)
+static void part_drop(struct dirty *d, struct unit *u, const struct dirty_part *p)
 {
 	segment_put(p->seg);
+	u->bytes -= p->end - p->off;
 	atomic_fetch_sub_explicit(&d->bytes, p->end - p->off, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&d->parts_n, 1, memory_order_relaxed);
 }
@@ -148,7 +152,7 @@ static void part_drop(struct dirty *d, const struct dirty_part *p)
 void unit_drop_all(struct dirty *d, struct unit *u)
 {
 	for (size_t i = 0; i < u->n; i++)
-		part_drop(d, &u->v[i]);
+		part_drop(d, u, &u->v[i]);
 	u->n = 0;
 	u->data_end = 0;
 	if (u->gone_seq)
@@ -162,7 +166,7 @@ void unit_drop_until(struct dirty *d, struct unit *u, uint64_t seq)
 
 	for (size_t i = 0; i < u->n; i++) {
 		if (u->v[i].seq <= seq)
-			part_drop(d, &u->v[i]);
+			part_drop(d, u, &u->v[i]);
 		else
 			u->v[kept++] = u->v[i];
 	}
@@ -234,12 +238,13 @@ static void lay_over(struct dirty *d, struct unit *u, struct dirty_part p)
 		with[n++] = tail_of(u->v[i + old - 1], p.end);
 	for (size_t k = 0; k < n; k++) {
 		segment_get(with[k].seg);
+		u->bytes += with[k].end - with[k].off;
 		atomic_fetch_add_explicit(&d->bytes, with[k].end - with[k].off,
 					  memory_order_relaxed);
 		atomic_fetch_add_explicit(&d->parts_n, 1, memory_order_relaxed);
 	}
 	for (size_t k = 0; k < old; k++)
-		part_drop(d, &u->v[i + k]);
+		part_drop(d, u, &u->v[i + k]);
 	splice(u, i, old, with, n);
 }
 

@@ -11,6 +11,11 @@
  * time, those that failed, those that are sent. Each is in the order in which they came there; for
  * those that wait this is nearly the order of their age, but for what changed while it was sent. Its
  * struct lives while it has something unsent or somebody knows it (refs).
+ *
+ * A unit that is full gains nothing by waiting until it is `lag` old: it goes when nothing was written
+ * to it for a moment (`resting`). One that is written again and again would then be sent again and
+ * again, so that happens once in `lag` only. Those that changed last are likely to be growing still:
+ * where the journal's fill makes units due before their time, they are left for last.
  */
 #ifndef NBDRS_LAYER_CACHE_DIRTY_H
 #define NBDRS_LAYER_CACHE_DIRTY_H
@@ -23,6 +28,7 @@
 #include "layer/cache/cache_journal.h"
 
 enum { UNIT_SHIFT = 22, DIRTY_STRIPES = 64, DIRTY_BUCKETS = 1024 };
+enum { DIRTY_SENT = 256, DIRTY_RECENT = 4 };
 /* Where writers wait: some 30 and 100 MiB of memory. A discard of a large disk is many units. */
 enum { UNITS_MAX = 1 << 16, PARTS_MAX = 1 << 21 };
 
@@ -36,12 +42,13 @@ struct dirty_part {
 
 enum unit_queue { UNIT_NONE, UNIT_WANTED, UNIT_YOUNG, UNIT_FAILED, UNIT_BUSY, UNIT_QUEUES };
 
-/* Up to `wq` under the lock of its stripe, from `node` to `error` under d->lock. */
+/* Up to `wq` under the lock of its stripe, from `node` to `rested` under d->lock. */
 struct unit {
 	struct list chain;    /* in its bucket */
 	struct list all;      /* in `units` of its stripe */
 	struct dirty_part *v; /* ascending, none overlap */
 	size_t n, room;
+	uint64_t bytes;    /* of all parts */
 	uint64_t data_end; /* of an object: so long it is at least, 0 = it need not be there */
 	uint64_t gone_seq; /* 0, or: below, the object has to go first */
 	struct segment *gone_seg;
@@ -55,8 +62,10 @@ struct unit {
 
 	struct list node;
 	enum unit_queue queue;
-	uint64_t since; /* ns: its oldest change, or younger than that while it is sent */
-	int error;      /* of the last attempt, also while it is tried again */
+	uint64_t since;   /* ns: its oldest change, or younger than that while it is sent */
+	int error;        /* of the last attempt, also while it is tried again */
+	struct list rest; /* in `resting` */
+	uint64_t rested;  /* ns: since then */
 
 	uint64_t key, window; /* mixed hash of both; of a disk, which 4 MiB */
 	struct obj obj;
@@ -64,22 +73,29 @@ struct unit {
 
 struct dirty {
 	bool by_object; /* a unit is an object */
+	uint64_t lag_ns;
+	unsigned enough; /* units under way, for those that may grow to be left alone */
 	_Atomic uint64_t units_n, parts_n, bytes;
 	struct dirty_stripe {
 		pthread_mutex_t lock;
 		struct list units;
 		struct list buckets[DIRTY_BUCKETS];
+		uint64_t sent[DIRTY_SENT]; /* ns: when a unit was last, by its key; 0 = never */
 	} * stripes;
 
 	pthread_mutex_t lock; /* of the queues; after a stripe's, before the journal's */
 	struct list queues[UNIT_QUEUES];
-	struct co_wq work;  /* something was queued */
-	uint64_t refused_n; /* units whose error time will not mend */
-	int refused;        /* the newest such error */
+	struct list resting; /* young ones that are full, in the order of their last change */
+	uint64_t recent[DIRTY_RECENT]; /* keys of those that changed last */
+	unsigned recent_at;            /* the newest of them */
+	unsigned busy_n;               /* in UNIT_BUSY */
+	struct co_wq work;             /* something was queued */
+	uint64_t refused_n;            /* units whose error time will not mend */
+	int refused;                   /* the newest such error */
 };
 
-/* -ENOMEM. */
-int dirty_init(struct dirty *d, bool by_object);
+/* `lag_ns`: how old a unit may get; `uploads`: sent at a time. -ENOMEM. */
+int dirty_init(struct dirty *d, bool by_object, uint64_t lag_ns, uint64_t uploads);
 /* Gives all references back. Half built and zeroed ones are fine. */
 void dirty_free(struct dirty *d);
 

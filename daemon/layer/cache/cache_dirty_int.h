@@ -13,7 +13,7 @@ void unit_release(struct dirty *d, struct unit *u);
 /* Forgets changes: all, or those up to number `seq`. */
 void unit_drop_all(struct dirty *d, struct unit *u);
 void unit_drop_until(struct dirty *d, struct unit *u, uint64_t seq);
-/* Into the queue where it belongs, if it is in none; out of it. */
+/* After a change: into the queue where it belongs, if it is in none; out of it. */
 void unit_enqueue(struct dirty *d, struct unit *u);
 void unit_dequeue(struct dirty *d, struct unit *u);
 

@@ -14,6 +14,12 @@
 #include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
 
+/* How long a full unit waits for another change. */
+#define REST_NS UINT64_C(20000000)
+
+/* Less of an object is not taken for all of it. */
+enum { FULL_MIN = 64 << 10 };
+
 /* --- Queues; with d->lock held ---------------------------------------------------------------- */
 
 /* What the last attempt said; 0 also when nothing is left that could fail. */
@@ -31,6 +37,8 @@ static void set_error(struct dirty *d, struct unit *u, int rc)
 static void move_to(struct dirty *d, struct unit *u, enum unit_queue q)
 {
 	list_del(&u->node);
+	list_del(&u->rest);
+	d->busy_n += (q == UNIT_BUSY) - (u->queue == UNIT_BUSY);
 	u->queue = q;
 	if (q != UNIT_NONE)
 		list_add(&d->queues[q], &u->node);
@@ -47,37 +55,110 @@ static struct unit *first_of(const struct dirty *d, enum unit_queue q)
 	return list_empty(&d->queues[q]) ? NULL : list_entry(d->queues[q].next, struct unit, node);
 }
 
+/* It is not full, and changed a moment ago. Keys of others that are the same do no harm. */
+static bool may_grow(const struct dirty *d, const struct unit *u)
+{
+	if (!list_empty(&u->rest))
+		return false;
+	for (unsigned i = 0; i < DIRTY_RECENT; i++)
+		if (d->recent[i] == u->key)
+			return true;
+	return false;
+}
+
+/* One that is old enough. As there are few that may grow this looks at few. */
+static struct unit *next_aged(struct dirty *d, uint64_t age, uint64_t now, uint64_t *due)
+{
+	struct unit *growing = NULL;
+
+	list_for_each(u, &d->queues[UNIT_YOUNG], struct unit, node)
+	{
+		if (u->since + age > now) {
+			*due = MIN(*due, u->since + age);
+			break;
+		}
+		if (u->since + d->lag_ns <= now || !may_grow(d, u))
+			return u;
+		*due = MIN(*due, u->since + d->lag_ns);
+		if (!growing)
+			growing = u;
+	}
+	/* Else one that is under way looks anew at its end. */
+	return d->busy_n < d->enough ? growing : NULL;
+}
+
+static struct unit *next_rested(struct dirty *d, uint64_t now, uint64_t *due)
+{
+	struct unit *u = list_empty(&d->resting) ? NULL
+						 : list_entry(d->resting.next, struct unit, rest);
+
+	if (!u || u->rested + REST_NS <= now)
+		return u;
+	*due = MIN(*due, u->rested + REST_NS);
+	return NULL;
+}
+
 struct unit *dirty_next(struct dirty *d, uint64_t age, uint64_t retry_at, uint64_t *due)
 {
-	struct unit *wanted = first_of(d, UNIT_WANTED), *young = first_of(d, UNIT_YOUNG);
-	struct unit *failed = first_of(d, UNIT_FAILED), *u = NULL;
+	struct unit *u = first_of(d, UNIT_WANTED), *failed = first_of(d, UNIT_FAILED);
 	const uint64_t now = now_ns();
 
-	*due = UINT64_MAX;
-	if (wanted)
-		u = wanted;
-	else if (young && young->since + age <= now)
-		u = young;
-	else if (failed && retry_at <= now)
+	*due = failed ? retry_at : UINT64_MAX;
+	if (!u)
+		u = next_aged(d, age, now, due);
+	if (!u)
+		u = next_rested(d, now, due);
+	if (!u && retry_at <= now)
 		u = failed;
 	if (u) {
 		/* Who would free it takes d->lock first, and sees this. */
 		atomic_fetch_add(&u->refs, 1);
 		move_to(d, u, UNIT_BUSY);
-		return u;
 	}
-	if (young)
-		*due = young->since + age;
-	if (failed)
-		*due = MIN(*due, retry_at);
-	return NULL;
+	return u;
 }
 
 /* --- Queues; with the stripe's lock held ------------------------------------------------------ */
 
+/*
+ * All of it is here. How long an object is, nobody says; those of a mapping are powers of two, so that
+ * is what is taken for a whole one. A guess that is wrong costs a put too many, once in `lag`.
+ */
+static bool is_full(const struct dirty *d, const struct unit *u)
+{
+	const uint64_t end = u->n ? u->v[u->n - 1].end : 0;
+
+	if (!d->by_object)
+		return u->bytes == UINT64_C(1) << UNIT_SHIFT;
+	return u->bytes == end && end >= FULL_MIN && (end & (end - 1)) == 0;
+}
+
+static uint64_t *sent_at(struct dirty *d, const struct unit *u)
+{
+	return &dirty_stripe(d, u->key)->sent[u->key / DIRTY_STRIPES % DIRTY_SENT];
+}
+
+/* It rests from its last change on, if it is full and was not sent a short time ago. */
+static void rest(struct dirty *d, struct unit *u)
+{
+	const uint64_t sent = *sent_at(d, u), now = now_ns();
+
+	list_del(&u->rest);
+	if (!is_full(d, u) || (sent && now < sent + d->lag_ns))
+		return;
+	if (list_empty(&d->resting))
+		co_wq_wake_one(&d->work);
+	u->rested = now;
+	list_add(&d->resting, &u->rest);
+}
+
 void unit_enqueue(struct dirty *d, struct unit *u)
 {
 	pthread_mutex_lock(&d->lock);
+	if (d->recent[d->recent_at] != u->key) {
+		d->recent_at = (d->recent_at + 1) % DIRTY_RECENT;
+		d->recent[d->recent_at] = u->key;
+	}
 	if (u->queue == UNIT_NONE) {
 		const bool is_first = list_empty(&d->queues[UNIT_YOUNG]);
 
@@ -85,6 +166,8 @@ void unit_enqueue(struct dirty *d, struct unit *u)
 		if (is_first)
 			co_wq_wake_one(&d->work);
 	}
+	if (u->queue == UNIT_YOUNG)
+		rest(d, u);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -155,6 +238,7 @@ void unit_end(struct dirty *d, struct unit *u, struct snapshot *s, int rc)
 	} else {
 		unit_drop_until(d, u, s->seq);
 		u->done = MAX(u->done, s->seq);
+		*sent_at(d, u) = now_ns();
 	}
 	u->is_busy = false;
 	pthread_mutex_lock(&d->lock);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * Sending in the background. `uploads` fibers on the reactor that opened the layer take units as
- * they are due: one that somebody waits for at once, others when they are `lag` old, sooner the
- * fuller the journal is. One of the fibers, the keeper, sleeps until something is due; who knows of
+ * they are due: one that somebody waits for at once, others when they are full or `lag` old, sooner
+ * the fuller the journal is. One of the fibers, the keeper, sleeps until something is due; who knows of
  * something that is due earlier takes its place. Whoever takes work wakes another one first. Between
  * units one of them gives segments back.
  */
@@ -308,7 +308,7 @@ int back_open(struct layer *l, struct err *err)
 	b->is_whole = l->is_keyed && !(l->kids[0]->caps & CAN_PARTIAL);
 	rangelock_init(&b->objects);
 	b->volume = back_volume(l);
-	rc = b->volume ? dirty_init(&b->dirty, l->is_keyed) : -ENOMEM;
+	rc = b->volume ? dirty_init(&b->dirty, l->is_keyed, c->lag_ns, c->uploads) : -ENOMEM;
 	if (rc) {
 		free_back(b);
 		return err_set(err, rc, "out of memory");
