@@ -128,18 +128,39 @@ static CO_FN int lay_over(struct back *b, const struct snapshot *s, uint8_t *to,
 	return rc;
 }
 
+/* Room for an object; what is in it is undefined. New memory costs as much as the copy into it. */
+static void *room_get(size_t len)
+{
+	void *p;
+
+	if (len <= BUF_MAX)
+		return buf_get(len);
+	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static void room_put(void *p, size_t len)
+{
+	if (len <= BUF_MAX)
+		buf_put(p, len);
+	else
+		(void)munmap(p, len); /* can't fail for ours */
+}
+
 /* `there`: bytes of the object that is there. */
 static CO_FN int put_whole(struct back *b, const struct unit *u, const struct snapshot *s,
 			   uint64_t there, uint64_t size)
 {
 	const size_t room = MAX(size, UINT64_C(1));
-	uint8_t *buf = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *buf = room_get(room);
 	struct iovec v;
 	struct iov iov = iov_one(&v, buf, there);
 	int rc = 0;
 
-	if (buf == MAP_FAILED)
+	if (!buf)
 		return -ENOMEM;
+	if (size > there && !covers(s, size))
+		memset(buf + there, 0, size - there);
 	if (there && !covers(s, there))
 		rc = through_read(b->chan, (struct ext){ &u->obj, 0, there }, &iov, 0);
 	if (!rc)
@@ -150,7 +171,7 @@ static CO_FN int put_whole(struct back *b, const struct unit *u, const struct sn
 		iov = iov_one(&v, buf, size);
 		rc = through_put(b->chan, &p, NULL);
 	}
-	(void)munmap(buf, room); /* can't fail for ours */
+	room_put(buf, room);
 	return rc;
 }
 
@@ -162,6 +183,10 @@ static CO_FN int send_whole(struct back *b, const struct unit *u, const struct s
 
 	if (s->is_gone)
 		return end ? put_whole(b, u, s, 0, end) : through_del(b->chan, &u->obj, 1);
+	/*
+	 * Also when all that is known of it is here: a longer one may be there, from before this cache,
+	 * and what it has behind that would be gone with the put.
+	 */
 	rc = ch_stat(b->chan->kids[0], &u->obj, &st);
 	if (rc == -ENOENT && !end)
 		return 0; /* zeroes of nothing */
