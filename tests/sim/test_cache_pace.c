@@ -125,10 +125,23 @@ static CO_FN int outrun(void *model)
 	return check_and_leave(&w);
 }
 
+/* The only worker does not wait for others to be done before it sends what may grow. */
+static CO_FN int outrun_alone(void *model)
+{
+	struct world w = { 0 };
+
+	(void)model;
+	if (enter(&w, PACE("1h", "1Mi", "1") SLOW) || write_blocks(&w, 2 * BLOCKS))
+		return -1;
+	SIM_EXPECT(w.longest < 5 * NS_PER_S, "a write took %" PRIu64 " ms", w.longest / MS);
+	return check_and_leave(&w);
+}
+
 static const struct sim_case cases[] = {
 	{ .name = "full-goes", .scenario = full_goes, .seeds = 3 },
 	{ .name = "written-over", .scenario = written_over, .seeds = 2, .weight = 10 },
 	{ .name = "outrun", .scenario = outrun, .seeds = 2, .weight = 5 },
+	{ .name = "outrun-alone", .scenario = outrun_alone, .seeds = 2, .weight = 5 },
 };
 
 int main(int argc, char **argv)
