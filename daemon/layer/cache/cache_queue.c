@@ -17,6 +17,9 @@
 /* How long a full unit waits for another change. */
 #define REST_NS UINT64_C(20000000)
 
+/* One that may grow is left alone for so long, whatever the fill. */
+#define GROW_NS UINT64_C(100000000)
+
 /* Less of an object is not taken for all of it. */
 enum { FULL_MIN = 64 << 10 };
 
@@ -69,6 +72,8 @@ static bool may_grow(const struct dirty *d, const struct unit *u)
 /* One that is old enough. As there are few that may grow this looks at few. */
 static struct unit *next_aged(struct dirty *d, uint64_t age, uint64_t now, uint64_t *due)
 {
+	/* With enough of others under way there is more time: the end of each looks anew. */
+	const uint64_t left = d->busy_n < d->enough ? MIN(GROW_NS, d->lag_ns) : d->lag_ns;
 	struct unit *growing = NULL;
 
 	list_for_each(u, &d->queues[UNIT_YOUNG], struct unit, node)
@@ -79,12 +84,12 @@ static struct unit *next_aged(struct dirty *d, uint64_t age, uint64_t now, uint6
 		}
 		if (u->since + d->lag_ns <= now || !may_grow(d, u))
 			return u;
-		*due = MIN(*due, u->since + d->lag_ns);
-		if (!growing)
+		if (u->since + left > now)
+			*due = MIN(*due, u->since + left);
+		else if (!growing)
 			growing = u;
 	}
-	/* Else one that is under way looks anew at its end. */
-	return d->busy_n < d->enough ? growing : NULL;
+	return growing;
 }
 
 static struct unit *next_rested(struct dirty *d, uint64_t now, uint64_t *due)
