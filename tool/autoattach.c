@@ -16,11 +16,13 @@ enum { UNIT_LEN = 256 }; /* systemd.unit(5): 255 bytes and a NUL */
 int autoattach_parse(const char *path, const struct conf_line *line, struct options *o,
 		     struct err *err)
 {
-	char *argv[CONF_WORDS_MAX + 2] = { (char *)(uintptr_t) "nbdrs-attach" };
+	char wait[32]; /* first, so that one of the line takes its place */
+	char *argv[CONF_WORDS_MAX + 3] = { (char *)(uintptr_t) "nbdrs-attach", wait };
 	int rc;
 
-	memcpy(&argv[1], line->words, line->words_n * sizeof(*argv));
-	rc = options_parse((int)line->words_n + 1, argv, o, err);
+	(void)snprintf(wait, sizeof(wait), "--wait=%u", WAIT_BOOT_S);
+	memcpy(&argv[2], line->words, line->words_n * sizeof(*argv));
+	rc = options_parse((int)line->words_n + 2, argv, o, err);
 	if (!rc && (o->action != ACT_ATTACH || o->conf))
 		rc = err_set(err, -EINVAL, "a line is EXPORT [DEVICE] and options of attaching");
 	return rc ? err_prefix(err, rc, "%s:%u", path, line->number) : 0;

@@ -298,5 +298,7 @@ int options_parse(int argc, char **argv, struct options *o, struct err *err)
 	if (o->conf && ((seen & SEEN_ATTACH_OPT) || o->device))
 		return err_set(err, -EINVAL,
 			       "--conf: the file says which device and which options; leave the others out");
+	if (o->conf)
+		o->wait_s = WAIT_BOOT_S;
 	return check_timeouts(o, seen, err);
 }

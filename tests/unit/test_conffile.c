@@ -115,18 +115,19 @@ static void test_attach_lines(void **state)
 	struct options o = { .export = "data", .control = "/c" };
 	struct err err;
 
-	assert_int_equal(parse("disk0 /dev/nbd3\n--connections 4 data -r # more\n", &f, &err), 0);
+	assert_int_equal(parse("disk0 /dev/nbd3\n--connections 4 data --wait 8 -r # more\n", &f, &err), 0);
 	assert_int_equal(autoattach_check(&f, &err), 0);
 	autoattach_apply(&f, &o);
 	assert_string_equal(o.export, "data");
 	assert_int_equal(o.connections, 4);
 	assert_true(o.is_read_only);
 	assert_string_equal(o.control, "/c");
+	assert_int_equal(o.wait_s, 8);
 
 	o = (struct options){ .export = "disk0", .wait_s = 7 };
 	autoattach_apply(&f, &o);
 	assert_string_equal(o.device, "/dev/nbd3");
-	assert_int_equal(o.wait_s, WAIT_DEFAULT_S);
+	assert_int_equal(o.wait_s, WAIT_BOOT_S);
 
 	/* One that is not in it stays as it is. */
 	o = (struct options){ .export = "other", .wait_s = 7 };
