@@ -123,16 +123,29 @@ struct handover;
 
 /*
  * Going over to a new program (upgrade.c). upgrade_prepare: before the command line is touched; -ENOMEM. upgrade_ask
- * is ctl_upgrade_hook; when it returns 0, upgrade_event_fd becomes readable. upgrade_save: `h` into a file, whose
+ * is ctl_upgrade_hook; when it returns 0, upgrade_event_fd becomes readable, and the caller has what exports_freeze
+ * gives. upgrade_check_again: right before there is no way back, whether what upgrade_ask found in the list of exports
+ * is there still. upgrade_save: `h` into a file, whose
  * descriptor is the caller's. upgrade_exec returns only when it could not be done.
  * upgrade_take: 1 = *h is what another one left (handover_clear), 0 = nobody did, -errno.
  */
 int upgrade_prepare(const struct args *a);
 int upgrade_event_fd(void);
 CO_FN int upgrade_ask(const char *binary, struct err *err);
+CO_FN int upgrade_check_again(struct err *err);
 int upgrade_save(const struct handover *h, int *fd, struct err *err);
 int upgrade_exec(const struct handover *h, int file);
 int upgrade_take(struct handover *h, struct err *err);
+
+/*
+ * Whether the exports can be left to the next program (upgrade_check.c), on reactor 0; -errno with a text for who
+ * asked. upgrade_check_list reads what the command line `argv` names, and sets `comes_again` of each export; -EBUSY:
+ * somebody would be cut, or writes would be left behind. `is_first`: not the repetition of one before.
+ * upgrade_check_stores asks each store for something small, and waits as long as one request takes there.
+ */
+int upgrade_check_memory(struct err *err);
+CO_FN int upgrade_check_list(int argc, char *const *argv, bool is_first, struct err *err);
+CO_FN int upgrade_check_stores(struct err *err);
 
 /*
  * The service manager keeps descriptors from one process to the next (fdstore.c), where the unit says so by FDSTORE in

@@ -3,8 +3,9 @@
  * `serve`: the daemon's life.
  *
  *	parse -> open exports -> bind -> accept -> control socket -> READY   (a failure undoes what was done)
- *	READY -> `upgrade` -> held: nothing is read, what is in flight ends -> flushed -> everything written down ->
- *	closed as below, but no socket -> exec; a failure before "closed" goes back to READY
+ *	READY -> `upgrade` -> stores asked, flushed -> held: nothing is read, what is in flight ends -> flushed ->
+ *	everything written down, the list of exports read again -> closed as below, but no socket -> exec; a failure
+ *	before "closed" goes back to READY, and so does being asked to stop; later the next one is asked to stop
  *	(a new image that was left something takes it in place of bind, and accepts it before it accepts others)
  *	READY -> SIGTERM or SIGINT -> connections of devices are kept, where that can be (fdstore.c) -> control socket
  *	closed -> listeners closed -> connections drained -> exports flushed and closed -> exit
@@ -24,6 +25,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <unistd.h>
 
 #include "nbdrs/cleanup.h"
 #include "nbdrs/conn.h"
@@ -37,7 +39,7 @@ struct serve {
 	const struct args *a;
 	struct spec **specs; /* one per volume; NULL once an export has it */
 	int signal_fd;
-	bool is_stop_asked;
+	_Atomic int stop_signal; /* we were asked to stop by it, 0 = not yet */
 	bool has_control;
 	bool has_flush_failed;
 	struct handover left; /* what another one left to us, or we leave to the next */
@@ -208,7 +210,33 @@ static CO_FN int write_down(struct serve *s)
 		rc = ctl_devices_save(&s->left);
 	if (rc)
 		return err_set(&s->err, rc, "out of memory");
-	return offload(save_file, s);
+	rc = offload(save_file, s);
+	if (!rc)
+		rc = upgrade_check_again(&s->err);
+	if (!rc && s->stop_signal)
+		rc = err_set(&s->err, -ECANCELED, "it was asked to stop");
+	return rc;
+}
+
+/*
+ * What takes long, while everybody is served. A flush may wait for a store for minutes, so that is asked before;
+ * and after, because it may have gone away meanwhile.
+ */
+static CO_FN int prepare_leave_run(void *arg)
+{
+	struct serve *s = arg;
+	int rc = upgrade_check_stores(&s->err);
+
+	if (!rc) {
+		rc = exports_flush();
+		if (rc)
+			(void)err_set(&s->err, rc, "a flush failed (%s)", err_name(rc));
+	}
+	if (!rc)
+		rc = upgrade_check_stores(&s->err);
+	if (rc)
+		exports_thaw();
+	return rc;
 }
 
 /* 0: nothing is served any more, and the next one has all it needs. Else everything goes on. */
@@ -216,15 +244,8 @@ static CO_FN int leave_run(void *arg)
 {
 	struct serve *s = arg;
 	const struct listen_conf conf = listen_conf(s);
-	int rc = exports_freeze();
+	int rc;
 
-	if (rc)
-		return err_set(&s->err, rc, "a resize is under way");
-	rc = exports_flush(); /* most of the work, while everybody is served */
-	if (rc) {
-		exports_thaw();
-		return err_set(&s->err, rc, "a flush failed (%s)", err_name(rc));
-	}
 	listeners_hold();
 	rc = conns_hold(false, now_ns() + s->a->drain_ns);
 	if (rc)
@@ -235,6 +256,8 @@ static CO_FN int leave_run(void *arg)
 		struct err err = { "" };
 
 		handover_clear(&s->left);
+		if (s->left_fd >= 0)
+			(void)close(TAKE_FD(s->left_fd));
 		exports_thaw();
 		conns_resume();
 		if (listeners_start(&conf, &err))
@@ -246,8 +269,7 @@ static CO_FN int leave_run(void *arg)
 	conns_forget();
 	listeners_forget();
 	(void)conns_drain(now_ns()); /* there are none: what they shared */
-	/* Flushed they are; what is left to be sent is that of chains that go, and what a journal has anyway. */
-	retry_stop_by(now_ns() + (exports_come_again() ? 0 : s->a->drain_ns));
+	retry_stop_by(now_ns()); /* all is flushed, and in the store or in a journal that the next one finds */
 	rc = exports_close(true);
 	watchdog_stop(); /* the next one starts its own */
 	if (rc)
@@ -311,12 +333,12 @@ static void take_signal(struct serve *s)
 		log_info("SIGHUP ignored: the command line can't be read anew");
 		return;
 	}
-	if (s->is_stop_asked) {
+	if (s->stop_signal) {
 		log_warn("second signal: leaving at once signal=%s, %u connections are cut off",
 			 signal_name(si.ssi_signo), conns_n());
 		_exit(CMD_CUT);
 	}
-	s->is_stop_asked = true;
+	s->stop_signal = (int)si.ssi_signo;
 	log_info("stopping signal=%s pid=%u; a second signal ends at once", signal_name(si.ssi_signo),
 		 si.ssi_pid);
 }
@@ -371,15 +393,18 @@ static bool try_upgrade(struct serve *s)
 {
 	const uint64_t begin = now_ns();
 	eventfd_t count;
-	bool had_watcher;
+	bool had_watcher = false;
 	int rc;
 
 	(void)eventfd_read(upgrade_event_fd(), &count); /* poll said so */
 	notify_manager("STATUS=going over to a new nbdrsd");
 	log_info("going over to a new nbdrsd");
 	s->err.msg[0] = '\0';
-	had_watcher = watcher_stop(); /* while all goes on: the helper may be waiting for the driver */
-	rc = run_on_reactor(s, leave_run);
+	rc = run_on_reactor(s, prepare_leave_run);
+	if (!rc) {
+		had_watcher = watcher_stop(); /* while all goes on: the helper may be waiting for the driver */
+		rc = run_on_reactor(s, leave_run);
+	}
 	if (!rc) {
 		log_info("handed over connections=%zu ms=%u", s->left.conns_n,
 			 (unsigned)((now_ns() - begin) / 1000000));
@@ -388,7 +413,7 @@ static bool try_upgrade(struct serve *s)
 	log_error("the upgrade was called off, this daemon goes on error=%s reason=\"%s\"", err_name(rc),
 		  s->err.msg);
 	watcher_may_start();
-	if (had_watcher)
+	if (had_watcher || (s->has_control && watcher_has_devices())) /* one was attached meanwhile, perhaps */
 		watcher_start(s->a->control);
 	(void)run_on_reactor(s, tell_called_off); /* always 0 */
 	notify_manager("STATUS=serving; an upgrade was called off");
@@ -401,7 +426,7 @@ static bool wait_for_stop(struct serve *s)
 	struct pollfd fds[2] = { { .fd = s->signal_fd, .events = POLLIN },
 				 { .fd = upgrade_event_fd(), .events = POLLIN } };
 
-	while (!s->is_stop_asked) {
+	while (!s->stop_signal) {
 		if (poll(fds, ARRAY_LEN(fds), -1) <= 0)
 			continue;
 		if (fds[0].revents)
@@ -496,9 +521,14 @@ static int serve(struct serve *s)
 			 rc ? err_name(rc) : "none");
 		return code;
 	}
-	/* Asked to stop meanwhile: the end of the process closes the sockets, and devices wait for the next one. */
-	if (s->left_fd < 0 || s->is_stop_asked)
+	if (s->left_fd < 0)
 		return code;
+	/*
+	 * Asked to stop when there was no way back: journals are unsent, socket files there. The next one does it
+	 * all, for a blocked signal waits over an exec.
+	 */
+	if (s->stop_signal)
+		(void)kill(getpid(), s->stop_signal); /* can't fail */
 	rc = upgrade_exec(&s->left, s->left_fd);
 	cmd_complain("cannot go over to a new program: %s", strerror(-rc));
 	return CMD_FAILED;

@@ -156,120 +156,32 @@ static int check_program(void *arg)
 	return 0;
 }
 
-/* --- Whether everybody would find what they have ------------------------------------------------- */
+/* --- Asked ------------------------------------------------------------------------------------- */
 
-static const struct volume_arg *find_volume(const struct args *a, const char *name)
+CO_FN int upgrade_check_again(struct err *err)
 {
-	for (unsigned i = 0; i < a->volumes_n; i++)
-		if (strcmp(a->volumes[i].name, name) == 0)
-			return &a->volumes[i];
-	return NULL;
-}
-
-/* The chain that stands there now; NULL = it can't be read here, which the new program has judged. */
-static struct spec *read_spec(const struct volume_arg *v)
-{
-	struct spec *spec = NULL;
-	struct err err;
-
-	if (spec_parse_words(v->driver, v->conn, &spec, &err))
-		return NULL;
-	if (spec_expand(&spec, &err) == 0)
-		return spec;
-	spec_free(spec);
-	return NULL;
-}
-
-static bool is_same(const struct spec *a, const struct spec *b)
-{
-	_cleanup_free_ char *x = spec_format(a), *y = spec_format(b);
-
-	return x && y && strcmp(x, y) == 0;
-}
-
-/* Has the export's name got another store? */
-static bool is_other(const struct export *e, const struct spec *spec)
-{
-	_cleanup_free_ char *stores = spec && !export_has_identity(e) ? export_stores(spec) : NULL;
-
-	return stores && strcmp(stores, e->stores) != 0;
-}
-
-/* Files of exports are read anew by the next program: who is connected must find the same volume there. */
-static int check_exports(const struct args *a, struct err *err)
-{
-	for (struct export *e = export_first(); e; e = e->next) {
-		const struct volume_arg *v = find_volume(a, e->name);
-		struct spec *spec = v ? read_spec(v) : NULL;
-		const bool is_lost = is_other(e, spec);
-
-		e->comes_again = spec && is_same(e->spec, spec);
-		spec_free(spec);
-		if (atomic_load(&e->conns) == 0)
-			continue;
-		if (!v)
-			return err_set(err, -EBUSY, "export '%.64s' has connections, and is not in the list of exports "
-				       "any more: they would be cut; put it back, or end them first", e->name);
-		if (is_lost)
-			return err_set(err, -EBUSY, "export '%.64s' has connections, and the list of exports has "
-				       "another store by that name: they would be cut; put it back, or end them first",
-				       e->name);
-	}
-	return 0;
-}
-
-/* Of an offload thread: reads files. */
-static int check_list(void *arg)
-{
-	struct err *err = arg;
-	_cleanup_free_ char **argv = calloc((size_t)self.argc + 1, sizeof(*argv)); /* parsing sorts the words */
-	struct args a;
-	int code, rc = 0;
-
-	if (!argv)
-		return err_set(err, -ENOMEM, "out of memory");
-	memcpy(argv, self.argv, (size_t)self.argc * sizeof(*argv));
-	for (struct export *e = export_first(); e; e = e->next)
-		e->comes_again = false;
-	/* What only the new program understands is its own business. */
-	if (args_parse(self.argc, argv, &a, &code) == 0)
-		rc = check_exports(&a, err);
-	args_free(&a);
-	return rc;
-}
-
-/* What is in memory only would be gone. */
-static void find_memory(void *arg, struct layer *l, unsigned depth, const struct ch_stats *sum)
-{
-	(void)depth;
-	(void)sum;
-	*(bool *)arg |= strcmp(l->ops->name, "mem") == 0;
+	return upgrade_check_list(self.argc, self.argv, false, err);
 }
 
 CO_FN int upgrade_ask(const char *binary, struct err *err)
 {
 	struct check c = { .binary = binary ? binary : self.exe, .err = err };
-	int rc;
+	int rc = upgrade_check_memory(err);
 
-	for (const struct export *e = export_first(); e; e = e->next) {
-		bool is_lost = false;
-
-		chain_each(e->chain, find_memory, &is_lost);
-		if (is_lost)
-			return err_set(err, -EOPNOTSUPP,
-				       "export '%.64s' has its data in memory, and would lose it", e->name);
-	}
+	if (rc)
+		return rc;
 	if (!*c.binary || strlen(c.binary) >= sizeof(self.binary))
 		return err_set(err, -ENOENT, "which program to start is not known: name it by --binary");
 	rc = exports_freeze();
 	if (rc)
-		return err_set(err, rc, "a resize is under way; try again when it has ended");
-	exports_thaw(); /* until it begins */
+		return err_set(err, rc, "a resize or another upgrade is under way; try again when it has ended");
 	rc = offload(check_program, &c);
 	if (!rc)
-		rc = offload(check_list, err);
-	if (rc)
+		rc = upgrade_check_list(self.argc, self.argv, true, err);
+	if (rc) {
+		exports_thaw();
 		return rc;
+	}
 	(void)snprintf(self.binary, sizeof(self.binary), "%s", c.binary);
 	(void)eventfd_write(self.event_fd, 1); /* can't overflow */
 	return 0;

@@ -350,14 +350,6 @@ static void set_comes_again(void *arg, struct layer *l, unsigned depth, const st
 	l->comes_again = true;
 }
 
-bool exports_come_again(void)
-{
-	for (const struct export *e = exports; e; e = e->next)
-		if (!e->comes_again)
-			return false;
-	return true;
-}
-
 CO_FN int exports_close(bool is_upgrade)
 {
 	int first = 0;

@@ -28,7 +28,7 @@ static bool is_resizing, is_frozen;
 
 int exports_freeze(void)
 {
-	if (is_resizing)
+	if (is_resizing || is_frozen)
 		return -EBUSY;
 	is_frozen = true;
 	return 0;

@@ -71,8 +71,6 @@ CO_FN int exports_flush(void);
  * already. The first error of a flush.
  */
 CO_FN int exports_close(bool is_upgrade);
-/* Whether all come again. */
-bool exports_come_again(void);
 
 /*
  * The export with that backend identifier, NULL = none. One without an identity, of a device that was attached before
@@ -95,7 +93,7 @@ struct export *export_first(void);
 CO_FN int export_resize(struct export *e, uint64_t size, bool may_shrink, struct err *err);
 /*
  * Resizes and a handover exclude each other: none is begun from exports_freeze to exports_thaw. -EBUSY: one is under
- * way. On reactor 0.
+ * way, or somebody else has frozen them. On reactor 0.
  */
 int exports_freeze(void);
 void exports_thaw(void);

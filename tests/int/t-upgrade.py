@@ -172,21 +172,39 @@ def helpers(d):
     return found.stdout.split()
 
 
+def is_privileged(d):
+    with open(f"/proc/{d.process.pid}/status") as f:
+        return int(re.search(r"^CapEff:\s*(\w+)", f.read(), re.M)[1], 16) >> 21 & 1
+
+
 @suite.case
 def the_helper_is_there_before_and_after():
     with on_file(image(), "--drain-timeout", "50ms", layers="delay[write=1500ms,count=1]:") as d, \
             Ctl(d.control) as c:
         reply, fds = c.attach(export="disk")
         c.ask("attached", attach_id=reply["attach_id"], device="/dev/nbd9")
-        with open(f"/proc/{d.process.pid}/status") as f:
-            is_privileged = int(re.search(r"^CapEff:\s*(\w+)", f.read(), re.M)[1], 16) >> 21 & 1
-        wait_until("it is there", lambda: len(helpers(d)) == is_privileged)
+        wait_until("it is there", lambda: len(helpers(d)) == is_privileged(d))
         old = helpers(d)
         k = played_by_kernel(fds[0])
         k.send(k.request(WRITE, 0, 512), b"z" * 512)
         upgrade(d, code=1)
-        wait_until("another one is there", lambda: len(helpers(d)) == is_privileged and
+        wait_until("another one is there", lambda: len(helpers(d)) == is_privileged(d) and
                    not set(old) & set(helpers(d)))
+        assert k.reply(WRITE) == (0, None)
+        k.close()
+
+
+@suite.case
+def a_device_that_comes_during_an_upgrade_has_a_helper():
+    with on_file(image(), "--drain-timeout", "50ms", layers="delay[write=3s,flush=1s,count=2]:") as d, \
+            Ctl(d.control) as c, Ctl(d.control) as c2:
+        reply, fds = c.attach(export="disk")
+        assert c2.ask("upgrade")["ok"]
+        c.ask("attached", attach_id=reply["attach_id"], device="/dev/nbd9")	# it is flushing
+        k = played_by_kernel(fds[0])
+        k.send(k.request(WRITE, 0, 512), b"z" * 512)
+        assert "--drain-timeout" in why_called_off(c)
+        wait_until("it is there", lambda: len(helpers(d)) == is_privileged(d))
         assert k.reply(WRITE) == (0, None)
         k.close()
 
@@ -336,29 +354,113 @@ def what_a_journal_has_is_not_sent_while_everybody_waits():
         with open(path, "rb") as f:
             assert f.read(512) == bytes(512), "this test shows nothing: it was sent before"
         n.close()
-        write("")	# without the journal
-        upgrade(d)
-        with Nbd.connect(d.unix, "disk") as n2:
-            assert n2.read(0, 512) == b"j" * 512, "left in a journal that nobody reads any more"
+
+
+def why_called_off(c):
+    """The upgrade that was asked for does not happen."""
+    wait_until("it is called off", lambda: "upgrade_error" in c.ask("version"))
+    return c.ask("version")["upgrade_error"]
+
+
+def journal_used(c):
+    [state] = [layer["state"] for layer in c.status()[1][0]["layers"] if layer["name"] == "cache"]
+    return int(state["journal_used"])
 
 
 @suite.case
-def a_store_that_is_away_keeps_nobody_waiting_who_has_a_journal():
-    path, journal, away = image(), temp_dir(), os.path.join(temp_dir(), "away")
-    chain = f"cache[mode=writeback,disk={journal},lag=10ms]:retry:fault[file={away},error=ECONNREFUSED]:file:{path}"
-    with Daemon([("disk", "raw", chain)]) as d, Nbd.connect(d.unix, "disk") as n, Ctl(d.control) as c:
-        with open(away, "wb"):
-            pass
-        n.write(0, b"j" * 512)
+def a_store_is_not_served_without_its_journal():
+    """Another journal, or none, in the file of exports: the store alone is older than what was flushed."""
+    conf, path, journal, other = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir(), temp_dir()
 
-        wait_until("it is being sent, in vain", lambda: c.status()[1][0]["layers"][2]["state"]["waiting"] == "1")
-        begun = time.monotonic()
+    def write(layers):
+        with open(conf, "w") as f:
+            f.write(f"disk raw {layers}file:{path}\n")
+
+    def cached(folder, lag):
+        return f"cache[mode=writeback,disk={folder},lag={lag}]:"
+
+    write(cached(journal, "10m"))
+    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n:
+        n.write(0, b"j" * 512)
+        n.do(FLUSH)
+        for layers in (cached(other, "10m"), ""):
+            write(layers)
+            said = upgrade(d, code=1)
+            assert "export 'disk'" in said and "journal" in said, said
+        n.close()	# nor without anybody who would see it now
+        assert "journal" in upgrade(d, code=1)
+        write(cached(journal, "10m"))
+        upgrade(d)
+        with Nbd.connect(d.unix, "disk") as n2:
+            assert n2.read(0, 512) == b"j" * 512
+    write(cached(journal, "10ms"))
+    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n, Ctl(d.control) as c:
+        n.write(512, b"k" * 512)
+        wait_until("all is in the store", lambda: not journal_used(c))
+        write("")
+        upgrade(d)
+        assert n.read(0, 1024) == b"j" * 512 + b"k" * 512
+
+
+@suite.case
+def a_list_that_is_edited_meanwhile_is_read_again():
+    conf, path, journal = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir()
+
+    def write(layers, driver="raw"):
+        with open(conf, "w") as f:
+            f.write(f"disk {driver} {layers}file:{path}\n")
+
+    cached = f"delay[flush=300ms]:cache[mode=writeback,disk={journal},lag=10m]:"
+    write(cached)
+    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n:
+        n.write(0, b"j" * 512)
+        for layers, driver, why in (("", "raw", "journal"), ("", "nonsense", "list of exports")):
+            with Ctl(d.control) as c:
+                assert c.ask("upgrade")["ok"]
+                write(layers, driver)
+                assert why in why_called_off(c)
+            assert n.read(0, 512) == b"j" * 512
+            write(cached)
         upgrade(d)
         assert n.read(0, 512) == b"j" * 512
-        assert time.monotonic() - begun < 5, "it waited for the store"
-        os.unlink(away)
-    with open(path, "rb") as f:
-        assert f.read(512) == b"j" * 512
+
+
+@suite.case
+def a_store_that_is_away_calls_it_off():
+    """The next program would have to open it, and everybody wait for that; this one goes on from its journal."""
+    folder, journal, away = temp_dir(), temp_dir(), os.path.join(temp_dir(), "away")
+    subprocess.run([os.path.join(BUILD, "nbdrsd"), "init", "--size", "4Mi", "sharded", f"file:{folder}/"],
+                   check=True, capture_output=True)
+    store = f"retry:fault[file={away},error=ECONNREFUSED]:file:{folder}/"
+    for driver, chain in (("sharded", f"cache[mode=writeback,disk={journal},lag=10ms]:{store}"),
+                          ("raw", f"cache[mode=writeback,disk={temp_dir()},lag=10ms]:retry:"
+                           f"fault[file={away},error=ECONNREFUSED]:file:{image()}")):
+        with Daemon([("disk", driver, chain)]) as d, Nbd.connect(d.unix, "disk") as n:
+            upgrade(d)
+            assert n.read(0, 512) == bytes(512)
+            with open(away, "wb"):
+                pass
+            n.write(0, b"j" * 512)
+            begun = time.monotonic()
+            said = upgrade(d, code=1)
+            assert "store of export 'disk' does not answer (ECONNREFUSED)" in said, said
+            assert time.monotonic() - begun < 5, "it waited for the store"
+            assert n.read(0, 512) == b"j" * 512, "it goes on"
+            os.unlink(away)
+            upgrade(d)
+            assert n.read(0, 512) == b"j" * 512
+
+
+@suite.case
+def a_second_upgrade_is_refused():
+    with on_file(image(), layers="delay[flush=300ms]:") as d, Nbd.connect(d.unix, "disk") as n, \
+            Ctl(d.control) as c, Ctl(d.control) as c2:
+        n.write(0, b"2" * 512)
+        assert c.ask("upgrade")["ok"]
+        assert "another upgrade" in c2.must_refuse("EBUSY", cmd="upgrade")
+        assert "new program" in c2.must_refuse("EBUSY", cmd="resize", export="disk", size=8 * MIB), "it is not thawed"
+        wait_until("it goes over", lambda: not os.path.exists(d.control))
+        assert n.read(0, 512) == b"2" * 512
 
 
 @suite.case
@@ -440,6 +542,22 @@ def sigterm_during_an_upgrade_stops_it():
             d.send_signal(signal.SIGTERM)
         assert n.reply(WRITE)[0] == 0
     assert d.wait() == 0
+
+
+@suite.case
+def sigterm_when_there_is_no_way_back_stops_the_next_one():
+    """It sends what lies in the journal, and removes the socket files: a stop is a stop."""
+    path, journal = image(), temp_dir()
+    d = on_file(path, layers=f"delay[flush=400ms]:cache[mode=writeback,disk={journal},lag=10m]:")
+    with Nbd.connect(d.unix, "disk") as n, Ctl(d.control) as c:
+        n.write(0, b"j" * 512)
+        assert c.ask("upgrade")["ok"]
+        wait_until("no way back", lambda: not os.path.exists(d.control))
+        d.send_signal(signal.SIGTERM)
+        assert d.wait() == 0, d.text()
+    with open(path, "rb") as f:
+        assert f.read(512) == b"j" * 512, "left in the journal by an orderly stop"
+    assert not os.path.exists(d.unix) and not os.path.exists(d.control)
 
 
 class Manager:
