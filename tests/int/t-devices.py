@@ -248,6 +248,43 @@ def a_connection_over_its_limits_is_still_seen_to_be_cut():
 
 
 @suite.case
+def what_a_lost_connection_had_left_is_not_done_later():
+    """Cut while nobody reads, in an upgrade: the kernel has sent again what is in its socket, too."""
+    folder = temp_dir()
+    path, gates = f"{folder}/disk.img", [f"{folder}/held", f"{folder}/go"]
+    with open(path, "wb") as f:
+        f.truncate(MIB)
+    for gate in gates:
+        os.mkfifo(gate)
+    with open(f"{folder}/program", "w") as f:
+        f.write("#!/bin/sh\n"
+                f'[ -z "$NBDRS_HANDOVER" ] || {{ echo >{gates[0]}; read -r go <{gates[1]}; }}\n'
+                f'exec {BUILD}/nbdrsd "$@"\n')
+    os.chmod(f.name, 0o755)
+    with Daemon([("disk", "raw", f"file:{path}")]) as d:
+        with Ctl(d.control) as c:
+            k = Socks(c, export="disk", connections=8)
+            assert c.ask("upgrade", binary=f.name)["ok"]
+        *lost, other = k.socks
+        with open(gates[0]) as held:
+            held.read()
+        for s in lost:
+            s.sendall(request(WRITE, 1, 0, 512, b"1" * 512))
+            s.shutdown(socket.SHUT_RDWR)
+        begun = len(d.log)
+        with open(gates[1], "w") as go:
+            go.write("\n")
+        for cookie in (1, 2):
+            other.sendall(request(WRITE, cookie, 0, 512, b"%d" % cookie * 512))
+            assert other.recv(16, socket.MSG_WAITALL) == struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie)
+        d.wait_log("ready version=", begun)
+        with Ctl(d.control) as c:
+            wait_until("the lost ones are gone", lambda: len(c.status()[1][0]["clients"]) == 1)
+            assert c.status()[1][0]["requests"]["write"] == 2, "an old copy came after it"
+        k.close()
+
+
+@suite.case
 def a_store_that_says_it_shuts_down_is_an_error_in_the_log():
     """Only requests that were cut off before they began are left out of it."""
     with Daemon([("disk", "raw", "fault[ops=write,error=ESHUTDOWN]:mem[size=1Mi]")]) as d, Ctl(d.control) as c:
