@@ -78,6 +78,30 @@ def sockets_join_those_that_are_left():
 
 
 @suite.case
+def two_that_mend_a_device_at_once_do_not_make_it_larger():
+    """The kernel drops what it has no place for; were the device said to have more, it would be cut off for ever."""
+    with Daemon([("disk", "raw", "mem[size=1Mi]")]) as d, Ctl(d.control) as c:
+        def has(connections, n):
+            got = c.ask("device", **DEVICE)
+            assert (got["connections"], got["alive"]) == (connections, n), got
+
+        k = Socks(c, export="disk", connections=2)
+        c.ask("attached", attach_id=k.reply["attach_id"], device="/dev/nbd0")
+        k.close(1)
+        first, second = (Socks(c, **DEVICE, size=MIB) for _ in range(2))
+        second.close()
+        has(2, 2)
+        # A daemon that finds the device has the number from the first who asks.
+        for x in (k, first):
+            x.close()
+        wait_until("it is forgotten", lambda: not c.status()[1][0]["devices"])
+        first, second = (Socks(c, **DEVICE, size=MIB, connections=2) for _ in range(2))
+        second.close()
+        has(2, 2)
+        first.close()
+
+
+@suite.case
 def another_image_never_gets_the_device():
     with Daemon([("disk", "raw", "mem[size=1Mi]"), ("two", "raw", "mem[size=2Mi]")]) as d, Ctl(d.control) as c:
         for name in ("nbdrs.other", "disk", "nbdrs.", "nbdrs.disk2"):
