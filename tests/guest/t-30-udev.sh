@@ -10,9 +10,11 @@
 
 make_disk /srv/disk0.img 64Mi
 make_disk /srv/odd.img 16Mi
+make_disk /srv/slow.img 16Mi
 make_disk /srv/parts.img 64Mi
 printf 'label: dos\n,30M\n' | sfdisk -q /srv/parts.img
-serve -e disk0 raw file:/srv/disk0.img -e 'a b/c' raw file:/srv/odd.img -e parts raw file:/srv/parts.img
+serve -e disk0 raw file:/srv/disk0.img -e 'a b/c' raw file:/srv/odd.img -e parts raw file:/srv/parts.img \
+	-e slow raw "delay[read=$((8 * SLOW))s]:file:/srv/slow.img"
 
 begun=$SECONDS
 must "attach without udevd" attached disk0
@@ -97,6 +99,34 @@ check "a partition of a disk without a name is unready" unready "${dev}p1"
 rm /run/udev/rules.d/99-z.rules /run/nbdrs-attach/device-nbd2
 udevadm control --reload
 check "detach that" attach -d parts
+udevadm settle --timeout=20
+
+# What does not work is undone, and not announced while somebody has it open still.
+hold_open() {
+	sized() { [[ $(</sys/block/nbd2/size) != 0 ]]; }
+	wait_for 20 sized
+	exec {node}</dev/nbd2
+	wait_for 60 test -e /tmp/let-go
+}
+rm -f /tmp/let-go
+hold_open &
+holder=$!
+fails 8 'something still has it open' "an attach that fails while somebody has it open" \
+	attach --wait $((3 * SLOW)) -C 2 slow /dev/nbd2
+udevadm settle --timeout=$((20 * SLOW))
+check "it looks as if it were attached" [ "$(</sys/block/nbd2/size)" != 0 ]
+check "it is held back" ls /run/nbdrs-attach/{device-nbd2,export-slow}
+check "and unready" unready
+touch /tmp/let-go
+wait $holder
+check "then it is free" wait_for 10 disconnected nbd2
+udevadm settle --timeout=20
+check "and still unready" unready
+rm -f /run/nbdrs-attach/export-slow
+must "attach another export there" attached -C 2 disk0 /dev/nbd2
+check "that is ready" wait_for 10 ready
+check "nothing holds it" [ -z "$(marks)" ]
+check "detach it, too" attach -d disk0
 udevadm settle --timeout=20
 
 must "attach an export whose name is no file name" attached 'a b/c'
