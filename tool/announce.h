@@ -7,7 +7,8 @@
  *	released	they are gone, and an event has it looked at again
  *
  * Files, because udev's rules can see them, and none, which is what there is without us, means ready. One that a tool
- * which was killed has left holds a device that nobody has tried out; attaching the export again releases it.
+ * has left which was killed, or could not get rid of a device that does not work, holds a device that nobody has tried
+ * out; attaching the export, or anything to the device, releases it.
  */
 #ifndef NBDRS_ANNOUNCE_H
 #define NBDRS_ANNOUNCE_H

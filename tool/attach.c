@@ -315,15 +315,17 @@ static int connect_device(const struct options *o, const struct grant *g, int64_
 	return EXIT_OK;
 }
 
-/* Half-attached: better no device than one that looks usable. */
-static void undo(uint32_t index)
+/* Half-attached: better no device than one that looks usable. False when that failed. */
+static bool undo(uint32_t index)
 {
 	struct err err = { "" };
 
-	if (driver_disconnect(index, &err))
+	if (driver_disconnect(index, &err)) {
 		note("and detaching it again failed: %s", err.msg);
-	else
-		note("/dev/nbd%u was detached again", index);
+		return false;
+	}
+	note("/dev/nbd%u was detached again", index);
+	return true;
 }
 
 static void print_device(const char *node)
@@ -465,6 +467,7 @@ static int wait_usable(const struct options *o, const struct grant *g, uint32_t 
 				  .probe_ms = is_last ? 0 : (unsigned)FIRST_TRY_MS << try };
 	struct err err = { "" };
 	int rc = usable_wait(&u, &err);
+	bool is_gone;
 
 	*again = false;
 	if (!rc)
@@ -475,12 +478,15 @@ static int wait_usable(const struct options *o, const struct grant *g, uint32_t 
 	} else {
 		(void)fail(EXIT_FAILED, "/dev/nbd%u: %s", index, err.msg);
 	}
-	/* What another backend took in the meantime is not ours to undo. */
-	if (rc != -EBUSY)
-		undo(index);
-	announce_release(index, g->backend);
-	/* udev may have it open still: until that ends it is neither attached nor free. */
-	if (*again && !device_wait_free(index, g->backend, o->wait_s * 1000)) {
+	/*
+	 * What another backend took in the meantime is not ours to undo. As long as udev or our child has it open, it
+	 * looks as if it were attached: it stays held back then, and is neither attached nor free.
+	 */
+	is_gone = rc == -EBUSY || (undo(index) && (o->connections <= 1 ||
+						   device_wait_free(index, g->backend, o->wait_s * 1000)));
+	if (is_gone)
+		announce_release(index, g->backend);
+	if (*again && !is_gone) {
 		*again = false;
 		return fail(EXIT_TIMED_OUT, "/dev/nbd%u is cut off, but something still has it open", index);
 	}

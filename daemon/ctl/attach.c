@@ -45,7 +45,7 @@ struct device {
 	const struct export *export;
 	unsigned connections;
 	uid_t uid;
-	bool is_starting;               /* its sockets are being made */
+	unsigned starting;              /* requests that make sockets for it */
 	char name[DEVICE_NAME_MAX + 1]; /* "" until `attached` came */
 };
 
@@ -113,7 +113,7 @@ void ctl_devices_prune(const struct ctl_conns *conns)
 	list_for_each(d, &devices, struct device, node) {
 		const struct tally t = count_conns(d, conns);
 
-		if (t.alive + t.ghosts == 0 && !d->is_starting)
+		if (t.alive + t.ghosts == 0 && d->starting == 0)
 			device_free(d);
 	}
 }
@@ -426,8 +426,14 @@ static CO_FN int device_for(const struct wish *w, const struct ctl_peer *p, stru
 		d = device_new(w, p);
 	if (!d)
 		return err_set(err, -ENOMEM, "out of memory");
-	d->connections = w->device ? count_conns(d, &conns).alive + w->n : w->n;
-	d->is_starting = true;
+	/*
+	 * One that has a number keeps it: when two mend the device at once, the kernel drops what it has no place for,
+	 * and a number that grew would be missed for ever. The surplus is not refused: the number may be too small (see
+	 * ctl_cmd_device, one without a name), and the kernel takes the right ones.
+	 */
+	if (d->connections == 0)
+		d->connections = w->n;
+	d->starting++;
 	*out = d;
 	return 0;
 }
@@ -452,7 +458,7 @@ int ctl_cmd_attach(struct ctl_peer *p, json_t *req)
 	/* Without connections it is forgotten at the next look, be it because nobody took the answer. */
 	d = device_find(id);
 	if (d)
-		d->is_starting = false;
+		d->starting--;
 	if (rc)
 		return ctl_refuse(p, rc, "cannot make %u sockets: %s%s", w.n, strerror(-rc),
 				  rc == -EMFILE ? " (raise LimitNOFILE of the daemon)" : "");

@@ -72,6 +72,14 @@ static void count_alive(int by)
 /* What poll says of a connection that the kernel has let go of. */
 #define CUT_EVENTS (POLLRDHUP | POLLHUP | POLLERR)
 
+/* Looks at the socket itself: what the connection knows may be a turn old. */
+static bool is_cut(const struct conn *c)
+{
+	struct pollfd p = { .fd = c->fd, .events = POLLRDHUP };
+
+	return poll(&p, 1, 0) == 1 && p.revents & CUT_EVENTS;
+}
+
 #define BUSY_PERIOD_NS UINT64_C(1000000000)
 
 static void set_busy(struct conn *c, bool busy)
@@ -202,7 +210,7 @@ static void became_readable(struct io_watch *w, int events)
 
 	spinner_woken(&c->spin);
 	/* The kernel has given it up, and sends again what was not answered: what is left in the socket, too. */
-	if (c->s.is_kernel && events > 0 && events & CUT_EVENTS)
+	if (c->s.is_kernel && (events < 0 ? is_cut(c) : events & CUT_EVENTS))
 		c->is_broken = true;
 	if (c->is_broken || c->is_ending || c->is_held) {
 		(void)conn_try_close(c);
@@ -239,6 +247,12 @@ static void flush_deferred(struct reactor_defer *d)
 	/* It was held, or comes from the nbdrsd before this: nobody looks at its socket. */
 	must_look = c->must_look;
 	c->must_look = false;
+	/* Cut meanwhile: what it left has been sent again, and may be done and overwritten already. */
+	if (unlikely(must_look) && c->s.is_kernel && is_cut(c)) {
+		c->is_broken = true;
+		(void)conn_try_close(c);
+		return;
+	}
 	if (unlikely(must_look) && !c->is_paused)
 		(void)conn_receive(c);
 	else
@@ -377,14 +391,6 @@ bool conn_try_close(struct conn *c)
 	return true;
 }
 
-/* Looks at the socket itself: what the connection knows may be a turn old. */
-static bool is_cut(const struct conn *c)
-{
-	struct pollfd p = { .fd = c->fd };
-
-	return c->is_ending || c->is_broken || (poll(&p, 1, 0) == 1 && p.revents & (POLLHUP | POLLERR));
-}
-
 void conns_each(void (*fn)(void *arg, const struct conn_view *v), void *arg)
 {
 	list_for_each(c, &conn_set_self()->conns, struct conn, node) {
@@ -395,7 +401,7 @@ void conns_each(void (*fn)(void *arg, const struct conn_view *v), void *arg)
 			.requests = c->requests,
 			.in_flight = c->in_flight,
 			.is_kernel = c->s.is_kernel,
-			.is_cut = c->s.is_kernel && is_cut(c),
+			.is_cut = c->s.is_kernel && (c->is_ending || c->is_broken || is_cut(c)),
 		};
 
 		fn(arg, &v);

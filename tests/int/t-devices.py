@@ -78,6 +78,30 @@ def sockets_join_those_that_are_left():
 
 
 @suite.case
+def two_that_mend_a_device_at_once_do_not_make_it_larger():
+    """The kernel drops what it has no place for; were the device said to have more, it would be cut off for ever."""
+    with Daemon([("disk", "raw", "mem[size=1Mi]")]) as d, Ctl(d.control) as c:
+        def has(connections, n):
+            got = c.ask("device", **DEVICE)
+            assert (got["connections"], got["alive"]) == (connections, n), got
+
+        k = Socks(c, export="disk", connections=2)
+        c.ask("attached", attach_id=k.reply["attach_id"], device="/dev/nbd0")
+        k.close(1)
+        first, second = (Socks(c, **DEVICE, size=MIB) for _ in range(2))
+        second.close()
+        has(2, 2)
+        # A daemon that finds the device has the number from the first who asks.
+        for x in (k, first):
+            x.close()
+        wait_until("it is forgotten", lambda: not c.status()[1][0]["devices"])
+        first, second = (Socks(c, **DEVICE, size=MIB, connections=2) for _ in range(2))
+        second.close()
+        has(2, 2)
+        first.close()
+
+
+@suite.case
 def another_image_never_gets_the_device():
     with Daemon([("disk", "raw", "mem[size=1Mi]"), ("two", "raw", "mem[size=2Mi]")]) as d, Ctl(d.control) as c:
         for name in ("nbdrs.other", "disk", "nbdrs.", "nbdrs.disk2"):
@@ -244,6 +268,43 @@ def a_connection_over_its_limits_is_still_seen_to_be_cut():
         k.socks[1].sendall(request(READ, 2, 0, 512))
         assert k.socks[1].recv(16 + 512, socket.MSG_WAITALL)[16:] == new, "an old copy undid a newer write"
         assert c.status()[1][0]["requests"]["write"] <= limit + 1, "what it had not read is the kernel's to send again"
+        k.close()
+
+
+@suite.case
+def what_a_lost_connection_had_left_is_not_done_later():
+    """Cut while nobody reads, in an upgrade: the kernel has sent again what is in its socket, too."""
+    folder = temp_dir()
+    path, gates = f"{folder}/disk.img", [f"{folder}/held", f"{folder}/go"]
+    with open(path, "wb") as f:
+        f.truncate(MIB)
+    for gate in gates:
+        os.mkfifo(gate)
+    with open(f"{folder}/program", "w") as f:
+        f.write("#!/bin/sh\n"
+                f'[ -z "$NBDRS_HANDOVER" ] || {{ echo >{gates[0]}; read -r go <{gates[1]}; }}\n'
+                f'exec {BUILD}/nbdrsd "$@"\n')
+    os.chmod(f.name, 0o755)
+    with Daemon([("disk", "raw", f"file:{path}")]) as d:
+        with Ctl(d.control) as c:
+            k = Socks(c, export="disk", connections=8)
+            assert c.ask("upgrade", binary=f.name)["ok"]
+        *lost, other = k.socks
+        with open(gates[0]) as held:
+            held.read()
+        for s in lost:
+            s.sendall(request(WRITE, 1, 0, 512, b"1" * 512))
+            s.shutdown(socket.SHUT_RDWR)
+        begun = len(d.log)
+        with open(gates[1], "w") as go:
+            go.write("\n")
+        for cookie in (1, 2):
+            other.sendall(request(WRITE, cookie, 0, 512, b"%d" % cookie * 512))
+            assert other.recv(16, socket.MSG_WAITALL) == struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie)
+        d.wait_log("ready version=", begun)
+        with Ctl(d.control) as c:
+            wait_until("the lost ones are gone", lambda: len(c.status()[1][0]["clients"]) == 1)
+            assert c.status()[1][0]["requests"]["write"] == 2, "an old copy came after it"
         k.close()
 
 
