@@ -253,6 +253,7 @@ static json_t *version_json(void)
 
 int ctl_cmd_upgrade(struct ctl_peer *p, json_t *req)
 {
+	const struct err was = ctl_upgrade_err;
 	struct err err = { "" };
 	bool bad;
 	const char *binary = ctl_get_text(req, "binary", &bad);
@@ -265,6 +266,8 @@ int ctl_cmd_upgrade(struct ctl_peer *p, json_t *req)
 		return ctl_refuse(p, -EACCES, "only root and the daemon's own user may start a new nbdrsd");
 	ctl_upgrade_err.msg[0] = '\0';
 	rc = ctl_upgrade_hook(binary, &err);
+	if (rc && !*ctl_upgrade_err.msg)
+		ctl_upgrade_err = was; /* who asked before may not have read it yet */
 	if (rc)
 		return ctl_refuse(p, rc, "%s", err.msg);
 	return ctl_answer(p, json_pack("{s:I}", "generation", (json_int_t)ctl_generation), NULL, 0);
