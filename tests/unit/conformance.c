@@ -263,6 +263,15 @@ const char *conform_with(const struct conform *what, int (*fn)(void *run))
 	return r.failure[0] ? failure : NULL;
 }
 
+void conform_check(const char *text, uint64_t size, int (*fn)(void *run))
+{
+	const struct conform what = { .text = text, .size = size };
+	const char *failure = conform_with(&what, fn);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
 static CO_FN int nothing(void *arg)
 {
 	return 0;

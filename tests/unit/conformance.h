@@ -75,6 +75,8 @@ const char *conform_run(const struct conform *what, const struct conform_case *c
 
 /* Opens, runs fn in a fiber of reactor 0, closes. As conform_run. */
 const char *conform_with(const struct conform *what, int (*fn)(void *run));
+/* The same as a test of cmocka's, which fails; `size` of the disk. */
+void conform_check(const char *text, uint64_t size, int (*fn)(void *run));
 
 /* The chain cannot be opened, and the error has `message` in it; else the test fails. */
 void conform_refuses(const char *text, const char *message);

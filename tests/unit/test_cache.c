@@ -22,15 +22,6 @@
 
 enum { KI = 1024, MI = KI * KI, GRANULE = 64 * KI };
 
-static void check(const char *text, uint64_t size, int (*fn)(void *run))
-{
-	const struct conform what = { .text = text, .size = size };
-	const char *failure = conform_with(&what, fn);
-
-	if (failure)
-		fail_msg("%s", failure);
-}
-
 /* Reads from the layer below so far. */
 static uint64_t below(struct run *r)
 {
@@ -62,7 +53,7 @@ static CO_FN int fetched_once(void *arg)
 
 static void test_fetched_once(void **state)
 {
-	check("cache[mem=8Mi]:mem[size=4Mi]", 4 * MI, fetched_once);
+	conform_check("cache[mem=8Mi]:mem[size=4Mi]", 4 * MI, fetched_once);
 }
 
 static CO_FN void read_same(void *arg)
@@ -86,7 +77,7 @@ static CO_FN int single_flight(void *arg)
 
 static void test_single_flight(void **state)
 {
-	check("cache:delay[read=20ms]:mem[size=4Mi]", 4 * MI, single_flight);
+	conform_check("cache:delay[read=20ms]:mem[size=4Mi]", 4 * MI, single_flight);
 }
 
 /* --- What is kept ------------------------------------------------------------------------------ */
@@ -115,7 +106,7 @@ static CO_FN int survives_a_scan(void *arg)
 
 static void test_survives_a_scan(void **state)
 {
-	check("cache[mem=1Mi]:mem[size=32Mi]", 32 * MI, survives_a_scan);
+	conform_check("cache[mem=1Mi]:mem[size=32Mi]", 32 * MI, survives_a_scan);
 }
 
 static CO_FN int errors_are_not_kept(void *arg)
@@ -135,7 +126,7 @@ static CO_FN int errors_are_not_kept(void *arg)
 
 static void test_errors_are_not_kept(void **state)
 {
-	check("cache:fault[ops=read,count=1]:mem[size=1Mi]", MI, errors_are_not_kept);
+	conform_check("cache:fault[ops=read,count=1]:mem[size=1Mi]", MI, errors_are_not_kept);
 }
 
 static CO_FN int failed_write_is_read_below(void *arg)
@@ -160,7 +151,7 @@ static CO_FN int failed_write_is_read_below(void *arg)
 
 static void test_failed_write_is_read_below(void **state)
 {
-	check("cache:fault[ops=write,when=after]:mem[size=1Mi]", MI, failed_write_is_read_below);
+	conform_check("cache:fault[ops=write,when=after]:mem[size=1Mi]", MI, failed_write_is_read_below);
 }
 
 /* --- The table ---------------------------------------------------------------------------------- */

@@ -219,16 +219,6 @@ static void test_job(void **state)
 		fail_msg("%s", failure);
 }
 
-/* Runs a case of a single layer. */
-static void check(const char *text, uint64_t size, int (*fn)(void *run))
-{
-	const struct conform what = { .text = text, .size = size };
-	const char *failure = conform_with(&what, fn);
-
-	if (failure)
-		fail_msg("%s", failure);
-}
-
 static struct ext at(uint64_t off, uint64_t len)
 {
 	return (struct ext){ &obj_none, off, len };
@@ -307,8 +297,8 @@ static CO_FN int mem_allocation(void *arg)
 static void test_mem_allocation(void **state)
 {
 	/* The second disk ends inside of a page, which is given back whole all the same. */
-	check("mem[size=4Mi]", 4 * MI, mem_allocation);
-	check("mem[size=4001000]", 4001000, mem_allocation);
+	conform_check("mem[size=4Mi]", 4 * MI, mem_allocation);
+	conform_check("mem[size=4001000]", 4001000, mem_allocation);
 }
 
 static void test_mem_size_missing(void **state)
@@ -344,7 +334,7 @@ static CO_FN int delay_times(void *arg)
 
 static void test_delay(void **state)
 {
-	check("delay[read=10ms,write=20ms,flush=20ms]:mem[size=1Mi]", MI, delay_times);
+	conform_check("delay[read=10ms,write=20ms,flush=20ms]:mem[size=1Mi]", MI, delay_times);
 }
 
 /* --- fault ------------------------------------------------------------------------------------ */
@@ -465,14 +455,14 @@ static void test_fault_seed(void **state)
 	char first[sizeof(verdicts)];
 	unsigned failed = 0;
 
-	check("fault[rate=25%,ops=read,seed=7]:null", UINT64_C(1) << 10, fault_rate);
+	conform_check("fault[rate=25%,ops=read,seed=7]:null", UINT64_C(1) << 10, fault_rate);
 	memcpy(first, verdicts, sizeof(first));
 	for (unsigned i = 0; i < 400; i++)
 		failed += first[i] == '1';
 	assert_in_range(failed, 60, 140); /* 100 expected, deviation 8.7 */
-	check("fault[rate=25%,ops=read,seed=7]:null", UINT64_C(1) << 10, fault_rate);
+	conform_check("fault[rate=25%,ops=read,seed=7]:null", UINT64_C(1) << 10, fault_rate);
 	assert_string_equal(first, verdicts);
-	check("fault[rate=25%,ops=read,seed=8]:null", UINT64_C(1) << 10, fault_rate);
+	conform_check("fault[rate=25%,ops=read,seed=8]:null", UINT64_C(1) << 10, fault_rate);
 	assert_string_not_equal(first, verdicts);
 }
 
@@ -498,14 +488,14 @@ static CO_FN int fault_file(void *arg)
 
 static void test_fault(void **state)
 {
-	check("fault[ops=flush,after=2,count=1,error=ENOSPC]:mem[size=1Mi]", MI, fault_third_flush);
-	check("fault[ops=write,count=1]:mem[size=1Mi]", MI, fault_before);
-	check("fault[ops=write,count=1,when=after]:mem[size=1Mi]", MI, fault_after);
-	check("fault[ops=write|zero,when=partly]:mem[size=1Mi]", MI, fault_partly);
-	check("fault[ops=write,range=4Ki-8Ki]:mem[size=1Mi]", MI, fault_range);
-	check("fault[ops=read|write|zero|trim|flush|map|cache,count=7,error=ESHUTDOWN]:mem[size=1Mi]",
+	conform_check("fault[ops=flush,after=2,count=1,error=ENOSPC]:mem[size=1Mi]", MI, fault_third_flush);
+	conform_check("fault[ops=write,count=1]:mem[size=1Mi]", MI, fault_before);
+	conform_check("fault[ops=write,count=1,when=after]:mem[size=1Mi]", MI, fault_after);
+	conform_check("fault[ops=write|zero,when=partly]:mem[size=1Mi]", MI, fault_partly);
+	conform_check("fault[ops=write,range=4Ki-8Ki]:mem[size=1Mi]", MI, fault_range);
+	conform_check("fault[ops=read|write|zero|trim|flush|map|cache,count=7,error=ESHUTDOWN]:mem[size=1Mi]",
 	      MI, fault_all_ops);
-	check("fault[ops=write,file=@/on]:mem[size=1Mi]", MI, fault_file);
+	conform_check("fault[ops=write,file=@/on]:mem[size=1Mi]", MI, fault_file);
 }
 
 /* --- Errors of set-up ------------------------------------------------------------------------- */

@@ -18,15 +18,6 @@
 
 enum { KI = 1024, MI = KI * KI, BLOCK = 4 * KI };
 
-static void check(const char *text, uint64_t size, int (*fn)(void *run))
-{
-	const struct conform what = { .text = text, .size = size };
-	const char *failure = conform_with(&what, fn);
-
-	if (failure)
-		fail_msg("%s", failure);
-}
-
 static struct ext at(uint64_t off, uint64_t len)
 {
 	return (struct ext){ &obj_none, off, len };
@@ -186,14 +177,14 @@ static CO_FN int never_old(void *arg)
 
 static void test_never_old(void **state)
 {
-	check("readahead:mem[size=4Mi]", 4 * MI, never_old);
-	check("readahead:delay[read=100us,jitter=200us]:mem[size=4Mi]", 4 * MI, never_old);
-	check("readahead:delay[write=50us,zero=50us,trim=50us]:mem[size=4Mi]", 4 * MI, never_old);
-	check("readahead[mem=1Mi]:delay[read=50us,write=50us]:fault[ops=read,rate=0%]:mem[size=4Mi]",
+	conform_check("readahead:mem[size=4Mi]", 4 * MI, never_old);
+	conform_check("readahead:delay[read=100us,jitter=200us]:mem[size=4Mi]", 4 * MI, never_old);
+	conform_check("readahead:delay[write=50us,zero=50us,trim=50us]:mem[size=4Mi]", 4 * MI, never_old);
+	conform_check("readahead[mem=1Mi]:delay[read=50us,write=50us]:fault[ops=read,rate=0%]:mem[size=4Mi]",
 	      4 * MI, never_old);
-	check("cache[mem=1Mi]:mem[size=4Mi]", 4 * MI, never_old);
-	check("cache[mem=1Mi,granule=16Ki]:delay[read=100us,jitter=200us]:mem[size=4Mi]", 4 * MI, never_old);
-	check("cache[mem=2Mi]:delay[write=50us,zero=50us,trim=50us]:mem[size=4Mi]", 4 * MI, never_old);
+	conform_check("cache[mem=1Mi]:mem[size=4Mi]", 4 * MI, never_old);
+	conform_check("cache[mem=1Mi,granule=16Ki]:delay[read=100us,jitter=200us]:mem[size=4Mi]", 4 * MI, never_old);
+	conform_check("cache[mem=2Mi]:delay[write=50us,zero=50us,trim=50us]:mem[size=4Mi]", 4 * MI, never_old);
 }
 
 int main(int argc, char **argv)

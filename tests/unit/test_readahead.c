@@ -22,15 +22,6 @@ enum { KI = 1024, MI = KI * KI, BLOCK = 4 * KI };
 
 /* --- Helpers ---------------------------------------------------------------------------------- */
 
-static void check(const char *text, uint64_t size, int (*fn)(void *run))
-{
-	const struct conform what = { .text = text, .size = size };
-	const char *failure = conform_with(&what, fn);
-
-	if (failure)
-		fail_msg("%s", failure);
-}
-
 /* What the layer below readahead was asked for. */
 struct asked {
 	uint64_t ops, bytes;
@@ -223,10 +214,10 @@ static CO_FN int interleaved(void *arg)
 
 static void test_sequential(void **state)
 {
-	check("readahead:delay[read=5ms]:mem[size=16Mi]", 16 * MI, sequential);
-	check("readahead:delay[read=2ms]:mem[size=8Mi]", 8 * MI, merged);
-	check("readahead:delay[read=500us,jitter=1ms]:mem[size=16Mi]", 16 * MI, shuffled);
-	check("readahead:delay[read=500us]:mem[size=16Mi]", 16 * MI, interleaved);
+	conform_check("readahead:delay[read=5ms]:mem[size=16Mi]", 16 * MI, sequential);
+	conform_check("readahead:delay[read=2ms]:mem[size=8Mi]", 8 * MI, merged);
+	conform_check("readahead:delay[read=500us,jitter=1ms]:mem[size=16Mi]", 16 * MI, shuffled);
+	conform_check("readahead:delay[read=500us]:mem[size=16Mi]", 16 * MI, interleaved);
 }
 
 /* --- What is not sequential costs nothing ----------------------------------------------------- */
@@ -298,9 +289,9 @@ static CO_FN int switched_off(void *arg)
 
 static void test_not_sequential(void **state)
 {
-	check("readahead:null[size=1Gi]", MI, random_reads);
-	check("readahead:mem[size=5Mi]", 5 * MI, other_patterns);
-	check("readahead[window=0]:mem[size=1Mi]", MI, switched_off);
+	conform_check("readahead:null[size=1Gi]", MI, random_reads);
+	conform_check("readahead:mem[size=5Mi]", 5 * MI, other_patterns);
+	conform_check("readahead[window=0]:mem[size=1Mi]", MI, switched_off);
 }
 
 /* --- Cache requests, limits, errors, the end -------------------------------------------------- */
@@ -417,14 +408,14 @@ static void test_life(void **state)
 {
 	uint64_t start;
 
-	check("readahead:delay[read=1ms]:mem[size=8Mi]", 8 * MI, cache_request);
-	check("readahead[mem=1Mi,window=64Mi]:delay[read=100us]:mem[size=6Mi]", 6 * MI,
+	conform_check("readahead:delay[read=1ms]:mem[size=8Mi]", 8 * MI, cache_request);
+	conform_check("readahead[mem=1Mi,window=64Mi]:delay[read=100us]:mem[size=6Mi]", 6 * MI,
 	      little_memory);
-	check("readahead:delay[read=200us]:fault[ops=read,range=1Mi-1028Ki]:mem[size=4Mi]", 4 * MI,
+	conform_check("readahead:delay[read=200us]:fault[ops=read,range=1Mi-1028Ki]:mem[size=4Mi]", 4 * MI,
 	      bad_page);
-	check("readahead:delay[read=10ms]:mem[size=1Mi]", MI, written);
+	conform_check("readahead:delay[read=10ms]:mem[size=1Mi]", MI, written);
 	start = now_ns();
-	check("readahead:delay[read=50ms]:mem[size=8Mi]", 8 * MI, close_soon);
+	conform_check("readahead:delay[read=50ms]:mem[size=8Mi]", 8 * MI, close_soon);
 	assert_true(now_ns() - start >= 50000000);
 }
 
