@@ -15,13 +15,16 @@
 #include "nbdrs/io.h"
 
 /* The layer whose kid holds the volume's objects, or the store that is the volume; NULL = neither is alone. */
-static struct layer *home_of(struct chain *c)
+static struct layer *home_from(struct layer *l)
 {
-	struct layer *l = chain_top(c);
-
 	while (l->kids_n == 1 && !l->ops->keyed_kids)
 		l = l->kids[0];
 	return l->kids_n > 1 ? NULL : l;
+}
+
+static struct layer *home_of(struct chain *c)
+{
+	return home_from(chain_top(c));
 }
 
 static int make_text(char out[IDENTITY_LEN + 1])
@@ -165,16 +168,17 @@ int identity_remove(struct chain *c, struct err *err)
 	return l && l->ops->keyed_kids ? change_object(l, NULL, err) : 0;
 }
 
-int identity_read(struct chain *c, char out[IDENTITY_LEN + 1], struct err *err)
+/* From objects in `keyed`, or from the file of `l`; either may be NULL. */
+static CO_FN int read_either(struct layer *keyed, struct layer *l, char out[IDENTITY_LEN + 1],
+			     struct err *err)
 {
-	struct layer *l = home_of(c);
 	struct attribute a = { .path = NULL };
 	struct chan *store;
 	int rc = 0;
 
 	out[0] = '\0';
-	if (l && l->ops->keyed_kids) {
-		rc = layer_chan_open(l->kids[0], &store);
+	if (keyed) {
+		rc = layer_chan_open(keyed, &store);
 		if (!rc) {
 			rc = get_object(store, a.text);
 			layer_chan_close(store);
@@ -191,4 +195,21 @@ int identity_read(struct chain *c, char out[IDENTITY_LEN + 1], struct err *err)
 	if (identity_is_valid(a.text))
 		memcpy(out, a.text, IDENTITY_LEN + 1);
 	return 0;
+}
+
+/* `l`: see home_of(). */
+static CO_FN int read_home(struct layer *l, char out[IDENTITY_LEN + 1], struct err *err)
+{
+	return read_either(l && l->ops->keyed_kids ? l->kids[0] : NULL, l, out, err);
+}
+
+int identity_read(struct chain *c, char out[IDENTITY_LEN + 1], struct err *err)
+{
+	return read_home(home_of(c), out, err);
+}
+
+int identity_below(struct layer *l, char out[IDENTITY_LEN + 1], struct err *err)
+{
+	return l->is_keyed ? read_either(l->kids[0], NULL, out, err)
+			   : read_home(home_from(l->kids[0]), out, err);
 }

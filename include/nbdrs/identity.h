@@ -31,5 +31,7 @@ CO_FN int identity_remove(struct chain *c, struct err *err);
 
 /* The open chain's, "" = none. -errno when it can't be told: then neither can whose devices are whose. */
 CO_FN int identity_read(struct chain *c, char out[IDENTITY_LEN + 1], struct err *err);
+/* The same for a layer that is being opened: of what is below it. */
+CO_FN int identity_below(struct layer *l, char out[IDENTITY_LEN + 1], struct err *err);
 
 #endif

@@ -307,7 +307,11 @@ static void test_setup_errors(void **state)
 	static const struct {
 		const char *text, *message;
 	} cases[] = {
-		{ "cache[disk=/tmp/x]:mem[size=1Mi]", "option \"disk\" is for mode=writeback" },
+		{ "cache[journal=1Mi]:mem[size=1Mi]", "option \"journal\" is for mode=writeback" },
+		{ "cache[mode=writeback,disk=@,size=1Mi,journal=2Mi]:mem[size=1Mi]",
+		  "the journal is a part of size" },
+		{ "cache[disk=@,size=1Mi,granule=1Mi,mem=8Mi]:mem[size=1Mi]",
+		  "size must hold eight granules" },
 		{ "cache[durability=remote]:mem[size=1Mi]",
 		  "option \"durability\" is for mode=writeback" },
 		{ "cache[mode=writeback,durability=local]:mem[size=1Mi]",

@@ -148,6 +148,15 @@ static CO_FN void act(void *arg)
 	a->rc = reactor_call(reactor_get(a->reactor), is_writer ? write_on : read_on, a);
 }
 
+static void check_volume(const char *text, uint64_t size, int (*fn)(void *run))
+{
+	const struct conform what = { .text = text, .size = size, .is_volume = true, .in_memory = true };
+	const char *failure = conform_with(&what, fn);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
 static CO_FN int never_old(void *arg)
 {
 	struct run *r = arg;
@@ -184,6 +193,9 @@ static void test_never_old(void **state)
 	      4 * MI, never_old);
 	conform_check("cache[mem=1Mi]:mem[size=4Mi]", 4 * MI, never_old);
 	conform_check("cache[mem=1Mi,granule=16Ki]:delay[read=100us,jitter=200us]:mem[size=4Mi]", 4 * MI, never_old);
+	check_volume("cache[disk=@/c,size=2Mi,mem=1Mi,granule=8Ki]:raw:file:@/disk.img", 4 * MI, never_old);
+	check_volume("cache[disk=@/c,size=3Mi,mem=1Mi]:delay[read=100us,jitter=200us]:raw:file:@/disk.img",
+		     4 * MI, never_old);
 	conform_check("cache[mem=2Mi]:delay[write=50us,zero=50us,trim=50us]:mem[size=4Mi]", 4 * MI, never_old);
 }
 

@@ -40,6 +40,11 @@ static const struct store_what chains[] = {
 	  .few = 4 },
 	{ .text = "cache[mem=1Mi]:mem" },
 	{ .text = "cache[mem=1Mi,granule=4Ki]:mem[partial=off]" },
+	{ .text = "cache[disk=@/cache,size=2Mi,mem=1Mi,granule=4Ki]:mem", .in_memory = true, .few = 4 },
+	{ .text = "cache[disk=@/cache,size=3Mi,journal=1Mi,mode=writeback,mem=1Mi,granule=8Ki,lag=1ms]:"
+		  "mem[partial=off]",
+	  .in_memory = true,
+	  .few = 4 },
 	{ .text = "cache:retry[base=1ms,cap=10ms]:fault[rate=10%,error=EAGAIN]:mem", .few = 4 },
 	{ .text = "cache[mode=writeback,mem=1Mi,lag=1ms]:mem" },
 	{ .text = "cache[mode=writeback,mem=1Mi,lag=1ms]:mem[partial=off]" },

@@ -5,7 +5,8 @@
  * by ranged reads.
  *
  *	mode=writethrough	a write is answered by the layer below; memory keeps what was read
- *				and written: cache_through.c, cache_table.c
+ *				and written: cache_through.c, cache_table.c; what leaves memory goes
+ *				to disk, where there is one: cache_tier.c, _marks, _file, _write
  *	mode=writeback		a write is answered when it is in a journal, on disk or in memory,
  *				and is sent below later. On top of the other mode, which is how it
  *				reads and writes below. Requests: cache_back.c, cache_objects.c; the
@@ -18,7 +19,8 @@
  *
  * Memory: `mem` (or less, with --cache-mem), and beyond it granules being fetched, which are at
  * most as many as requests in flight need; some 100 bytes for each part of the journal that is not
- * below; for each unit on its way its data, or the object.
+ * below; for each unit on its way its data, or the object. For the disk 1.6 MiB for each GiB of it (with
+ * granules of 64 KiB) and up to 16 MiB on its way there.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -58,13 +60,25 @@ static const struct opt options[] = {
 	{ .name = "disk",
 	  .type = OPT_STR,
 	  .field = offsetof(struct cache, disk),
-	  .help = "folder for the journal of writeback; without it the journal is in memory" },
+	  .help = "folder for cached data that leaves memory, and for the journal of writeback" },
 	{ .name = "size",
 	  .type = OPT_SIZE,
 	  .field = offsetof(struct cache, size),
 	  .min = 1 << 20,
 	  .max = UINT64_C(1) << 40,
-	  .help = "bytes of the journal (1Gi if absent, 128Mi in memory); writers wait when it is full" },
+	  .help = "bytes in the folder (1Gi if absent): the journal, and cached data; without a folder the "
+		  "journal's (128Mi)" },
+	{ .name = "journal",
+	  .type = OPT_SIZE,
+	  .field = offsetof(struct cache, journal),
+	  .min = 1 << 20,
+	  .max = UINT64_C(1) << 40,
+	  .help = "of these the journal's, at most 1Gi if absent; writers wait when it is full" },
+	{ .name = "keep",
+	  .type = OPT_BOOL,
+	  .field = offsetof(struct cache, keep),
+	  .def = "on",
+	  .help = "use cached data of a former run; off when others write to the volume between" },
 	{ .name = "durability",
 	  .type = OPT_ENUM,
 	  .field = offsetof(struct cache, durability),
@@ -98,7 +112,7 @@ static const struct opt options[] = {
 	{ .name = "volume",
 	  .type = OPT_STR,
 	  .field = offsetof(struct cache, volume),
-	  .help = "whose journal it is, in place of the chain below" },
+	  .help = "whose folder it is, in place of the chain below" },
 	OPT_END,
 };
 
@@ -106,11 +120,6 @@ static const struct opt options[] = {
 
 static int check_back(const struct cache *c, struct err *err)
 {
-	if (c->mode == MODE_WRITETHROUGH && c->disk)
-		return err_set(
-			err, -EINVAL,
-			"layer cache: option \"disk\" is for mode=writeback: what is only cached is kept in "
-			"memory");
 	if (c->mode == MODE_WRITETHROUGH && c->durability != DURABILITY_AUTO)
 		return err_set(err, -EINVAL,
 			       "layer cache: option \"durability\" is for mode=writeback");
@@ -126,8 +135,29 @@ static int check_back(const struct cache *c, struct err *err)
 	return 0;
 }
 
+static int check_sizes(const struct cache *c, struct err *err)
+{
+	const uint64_t size = c->size ? c->size : SIZE_DISK;
+
+	if (c->mode == MODE_WRITETHROUGH && c->journal)
+		return err_set(err, -EINVAL,
+			       "layer cache: option \"journal\" is for mode=writeback");
+	if (c->disk && c->journal > size)
+		return err_set(
+			err, -EINVAL,
+			"layer cache: the journal is a part of size; make it smaller, or size larger");
+	if (c->disk && c->mode == MODE_WRITETHROUGH && size < TIER_MIN * c->granule)
+		return err_set(
+			err, -EINVAL,
+			"layer cache: size must hold eight granules at least; make it larger, or "
+			"granule smaller");
+	return 0;
+}
+
 static int check_options(struct cache *c, struct err *err)
 {
+	int rc;
+
 	if (c->granule & (c->granule - 1))
 		return err_set(err, -EINVAL,
 			       "layer cache: granule=%" PRIu64 " is no power of two; 65536 is one",
@@ -137,7 +167,8 @@ static int check_options(struct cache *c, struct err *err)
 			err, -EINVAL,
 			"layer cache: mem must hold four granules at least; make it larger, or "
 			"granule smaller");
-	return check_back(c, err);
+	rc = check_sizes(c, err);
+	return rc ? rc : check_back(c, err);
 }
 
 /* After check_options(). */
@@ -145,7 +176,14 @@ static void fill_in(struct cache *c)
 {
 	c->is_local = c->durability == DURABILITY_LOCAL ||
 		      (c->durability == DURABILITY_AUTO && c->disk);
-	c->journal_size = c->size ? c->size : c->disk ? SIZE_DISK : SIZE_MEM;
+	c->tier_size = c->size ? c->size : c->disk ? SIZE_DISK : SIZE_MEM;
+	c->journal_size = c->journal ? c->journal :
+			  c->disk    ? MIN(c->tier_size, SIZE_DISK) :
+				       c->tier_size;
+	if (!c->disk)
+		c->tier_size = 0;
+	else if (c->mode == MODE_WRITEBACK)
+		c->tier_size -= MIN(c->journal_size, c->tier_size);
 	c->shift = (unsigned)__builtin_ctzll(c->granule);
 }
 
@@ -181,6 +219,7 @@ static CO_FN void cache_close(struct layer *l)
 	struct cache *c = l->self;
 
 	back_close(l);
+	cache_tier_stop(l);
 	cache_share_leave(&c->share);
 	cache_table_free(c->table);
 	c->table = NULL;
@@ -191,10 +230,10 @@ static void say_mode(const struct layer *l)
 {
 	const struct cache *c = l->self;
 
-	log_info("%s: cache mode=%s durability=%s%s%s unsaved_bytes=%" PRIu64,
+	log_info("%s: cache mode=%s durability=%s%s%s unsaved_bytes=%" PRIu64 " disk_size=%" PRIu64,
 		 l->export_name ? l->export_name : "cache", mode_name(c), durability_name(c),
 		 c->disk ? " disk=" : "", c->disk ? c->disk : "",
-		 c->back ? atomic_load(&c->back->dirty.bytes) : 0);
+		 c->back ? atomic_load(&c->back->dirty.bytes) : 0, c->tier_size);
 }
 
 static CO_FN int cache_open(struct layer *l, struct err *err)
@@ -213,6 +252,8 @@ static CO_FN int cache_open(struct layer *l, struct err *err)
 	l->caps &= ~(unsigned)CAN_LEND; /* the store's memory may be older than ours */
 	if (c->mode == MODE_WRITEBACK)
 		rc = back_open(l, err);
+	else
+		rc = cache_tier_start(l, err);
 	if (rc) {
 		cache_close(l);
 		return rc;
@@ -299,10 +340,16 @@ static CO_FN int cache_resize(struct chan *ch, uint64_t size, enum resize_phase 
 		return err_set(err, -EOPNOTSUPP,
 			       "layer cache: with mode=writeback above the mapping a volume keeps its size while it "
 			       "is served; put the cache below it, as in sharded:cache:..., or stop the daemon first");
+	if (phase != RESIZE_NOW)
+		return ch_resize(ch->kids[0], size, phase, err);
+	tier_mark(c->tier, (struct ext){ &obj_none, from << c->shift, UINT64_MAX });
+	tier_settle(c->tier);
 	rc = ch_resize(ch->kids[0], size, phase, err);
-	if (rc || phase != RESIZE_NOW)
-		return rc;
 	cache_table_drop_from(c->table, &obj_none, from);
+	tier_drop_from(c->tier, &obj_none, from);
+	tier_done(c->tier, (struct ext){ &obj_none, from << c->shift, UINT64_MAX });
+	if (rc)
+		return rc;
 	ch->layer->size = ch->kids[0]->layer->size;
 	return 0;
 }
@@ -331,7 +378,7 @@ static CO_FN int destroy_below(struct layer *l, const struct obj *obj, struct er
 	return !l->is_keyed || kid_makes(l, false) ? layer_destroy(l->kids[0], obj, err) : 0;
 }
 
-/* The journal goes with its volume. That it is this volume's is asked before anything goes. */
+/* Journal and cached data go with their volume. That they are this volume's is asked before anything goes. */
 static CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err)
 {
 	const struct cache *c = l->self;
@@ -349,6 +396,8 @@ static CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct er
 	rc = journal_may_remove(&r, err);
 	if (!rc)
 		rc = destroy_below(l, obj, err);
+	if (!rc)
+		rc = tier_remove(&r, err);
 	return rc ? rc : journal_remove(&r, err);
 }
 
@@ -383,6 +432,48 @@ static void back_status(struct back *b, struct info *i)
 		i->add(i, "error", err_name(j.error ? j.error : error));
 }
 
+static void info_size(struct info *i, const char *key, uint64_t bytes)
+{
+	char text[32];
+
+	format_size(bytes, text, sizeof(text));
+	i->add(i, key, text);
+}
+
+/* What the options come to. */
+static CO_FN void cache_info(struct layer *l, struct info *i)
+{
+	const struct cache *c = l->self;
+
+	i->add(i, "mode", mode_name(c));
+	i->add(i, "durability", durability_name(c));
+	info_size(i, "memory", c->mem);
+	if (c->mode == MODE_WRITEBACK)
+		info_size(i, "journal", c->journal_size);
+	if (c->disk) {
+		info_size(i, "cached_on_disk", c->tier_size);
+		i->add(i, "folder", c->disk);
+	}
+}
+
+static void tier_status(struct tier *t, struct info *i)
+{
+	struct tier_view v;
+
+	tier_view(t, &v);
+	i->add(i, "tier", v.is_off ? "off" : "on");
+	info_number(i, "tier_bytes", v.bytes);
+	info_number(i, "tier_limit", v.limit);
+	info_number(i, "tier_hits", v.hits);
+	info_number(i, "tier_misses", v.misses);
+	info_number(i, "tier_evictions", v.evictions);
+	info_number(i, "tier_queued", v.queued);
+	info_number(i, "tier_dropped", v.dropped);
+	info_number(i, "tier_bad", v.bad);
+	info_number(i, "tier_errors", v.errors);
+	info_number(i, "tier_marks", v.marks);
+}
+
 static void cache_status(struct layer *l, struct info *i)
 {
 	const struct cache *c = l->self;
@@ -399,13 +490,15 @@ static void cache_status(struct layer *l, struct info *i)
 	info_number(i, "misses", v.misses);
 	info_number(i, "hit_percent", v.hits * 100 / MAX(v.hits + v.misses, UINT64_C(1)));
 	info_number(i, "evictions", v.evictions);
+	if (c->tier)
+		tier_status(c->tier, i);
 	if (c->back)
 		back_status(c->back, i);
 }
 
 const struct layer_ops cache_layer = {
 	.name = "cache",
-	.help = "memory, and a journal on disk, in front of a slower layer",
+	.help = "memory and a local disk in front of a slower layer",
 	.opts = options,
 	.self_size = sizeof(struct cache),
 	.min_kids = 1,
@@ -426,5 +519,6 @@ const struct layer_ops cache_layer = {
 	.create = cache_create,
 	.destroy = cache_destroy,
 	.resize = cache_resize,
+	.info = cache_info,
 	.status = cache_status,
 };

@@ -9,6 +9,7 @@
 #include "layer/cache/cache_journal.h"
 #include "layer/cache/cache_share.h"
 #include "layer/cache/cache_table.h"
+#include "layer/cache/cache_tier.h"
 #include "nbdrs/layer.h"
 #include "nbdrs/log.h"
 #include "nbdrs/rangelock.h"
@@ -22,17 +23,24 @@ struct back;
 
 struct cache {
 	/* Options. */
-	uint64_t mem, granule, size, lag_ns, uploads, after_ns;
+	uint64_t mem, granule, size, journal, lag_ns, uploads, after_ns;
 	unsigned mode, durability, away;
 	char *disk, *volume;
+	bool keep;
 
 	bool is_local;         /* durability */
-	uint64_t journal_size; /* size */
+	uint64_t journal_size, tier_size; /* size, without and with what else is on disk */
 	unsigned shift;        /* log2 of granule */
 	struct cache_table *table;
 	struct cache_share share;
 	struct rangelock ranges; /* see cache_through.c */
 	struct back *back;       /* NULL: writes through */
+
+	/* The disk's part of what is clean. */
+	struct tier *tier;  /* NULL = none */
+	char *place;        /* whose it is */
+	struct chan *below; /* of this layer, on `home`, for flushes */
+	struct reactor *home;
 };
 
 /* What a write-back cache has beside. */
@@ -78,6 +86,16 @@ CO_FN int through_zero(struct chan *ch, struct ext e, unsigned fl);
 CO_FN int through_trim(struct chan *ch, struct ext e, unsigned fl);
 CO_FN int through_put(struct chan *ch, const struct put *p, struct obj_stat *st);
 CO_FN int through_del(struct chan *ch, const struct obj *objs, unsigned n);
+
+/* --- cache_disk.c: the disk's part of what is clean ------------------------------------------- */
+
+/* Granules that the disk must have room for. */
+enum { TIER_MIN = 8 };
+
+/* Opens it, if there is to be one; before anything is sent below. The journal is open. */
+CO_FN int cache_tier_start(struct layer *l, struct err *err);
+/* Nothing is sent below any more; the journal is still open. */
+CO_FN void cache_tier_stop(struct layer *l);
 
 /* --- cache_back.c: requests over the journal -------------------------------------------------- */
 

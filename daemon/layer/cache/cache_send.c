@@ -320,9 +320,12 @@ int back_open(struct layer *l, struct err *err)
 	conf.arg = b;
 	c->back = b;
 	rc = journal_open(&b->journal, &conf, err);
+	if (!rc)
+		rc = cache_tier_start(l, err);
 	if (!rc && !b->is_ro)
 		rc = start(b, err);
 	if (rc) {
+		cache_tier_stop(l);
 		dirty_free(&b->dirty); /* its references into the journal first */
 		journal_close(&b->journal);
 		c->back = NULL;
@@ -371,6 +374,7 @@ void back_close(struct layer *l)
 		log_error("%s: unsaved data is lost, the layer below did not take it bytes=%" PRIu64
 			  " error=%s",
 			  b->name, left, err_name(rc));
+	cache_tier_stop(l);
 	dirty_free(&b->dirty); /* its references into the journal first */
 	journal_close(&b->journal);
 	c->back = NULL;

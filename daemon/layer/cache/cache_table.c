@@ -57,6 +57,8 @@ struct cache_table {
 	unsigned buckets_n;          /* of a stripe */
 	_Atomic uint64_t stripe_max; /* granules with data */
 	_Atomic uint64_t last;       /* the highest granule number there ever was */
+	evicted_fn *on_evict;        /* NULL = nobody */
+	void *evict_arg;
 	struct stripe stripes[STRIPES_MAX];
 };
 
@@ -105,6 +107,12 @@ int cache_table_new(uint64_t limit, uint32_t granule, struct cache_table **out)
 		}
 	*out = t;
 	return 0;
+}
+
+void cache_table_on_evict(struct cache_table *t, evicted_fn *fn, void *arg)
+{
+	t->on_evict = fn;
+	t->evict_arg = arg;
 }
 
 static void granule_free(struct granule *g)
@@ -198,6 +206,13 @@ static struct granule *oldest(struct stripe *s, enum queue q)
 					 : list_entry(s->queues[q].next, struct granule, node);
 }
 
+static void offer(struct cache_table *t, struct granule *g)
+{
+	if (t->on_evict && t->on_evict(t->evict_arg, g->name, g->name_len, g->n, g->data,
+				       g->queue == MAIN))
+		g->data = NULL;
+}
+
 static void become_ghost(struct stripe *s, struct granule *g)
 {
 	free(g->data);
@@ -222,12 +237,14 @@ static bool evict_step(struct cache_table *t, struct stripe *s)
 		g->freq = 0;
 		move_to(s, g, MAIN);
 	} else if (from_small) {
+		offer(t, g);
 		become_ghost(s, g);
 		return true;
 	} else if (g->freq > 0) {
 		g->freq--;
 		move_to(s, g, MAIN);
 	} else {
+		offer(t, g);
 		forget(s, g);
 		return true;
 	}
@@ -398,6 +415,23 @@ void cache_table_drop_from(struct cache_table *t, const struct obj *obj, uint64_
 
 	for (uint64_t n = first; n <= last; n++)
 		drop(t, obj, n);
+}
+
+unsigned cache_table_evict(struct cache_table *t, unsigned n)
+{
+	unsigned found = 0;
+
+	for (unsigned i = 0; i < t->stripes_n && found < n; i++) {
+		struct stripe *s = &t->stripes[i];
+		uint64_t steps;
+
+		pthread_mutex_lock(&s->lock);
+		steps = (FREQ_MAX + 2) * (s->count[SMALL] + s->count[MAIN]);
+		while (s->count[SMALL] + s->count[MAIN] && found < n && steps-- > 0)
+			found += evict_step(t, s);
+		pthread_mutex_unlock(&s->lock);
+	}
+	return found;
 }
 
 void cache_table_limit(struct cache_table *t, uint64_t limit)

@@ -10,6 +10,11 @@
  * is not cached and must not be ahead of reads. `del` takes no lock (of many objects, in any order,
  * locks would wait for each other): it drops what is there afterwards, fetches on their way
  * included.
+ *
+ * Between memory and the layer below may be a disk (cache_tier.c). A read that misses memory looks
+ * there without a lock: what it finds was valid when it looked. What leaves memory is offered to it
+ * under the table's lock, and changes are told to it after the table has them; so nothing older can
+ * come in behind a change.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -66,8 +71,11 @@ static void take_run(struct job *j, struct run *r, uint64_t first, uint64_t end)
 	r->first = first;
 	r->n = 0;
 	for (uint64_t n = first; r->n < RUN_MAX && n << c->shift < end; n++) {
-		struct granule *g = cache_table_begin(c->table, j->e.obj, n);
+		struct granule *g;
 
+		if (n > first && tier_has(c->tier, j->e.obj, n))
+			return;
+		g = cache_table_begin(c->table, j->e.obj, n);
 		if (!g)
 			return;
 		r->g[r->n] = g;
@@ -98,10 +106,12 @@ static CO_FN int fetch_run(struct job *j, struct run *r)
 	const uint64_t len = clip(j->c, start + r->n * c->granule) - start;
 	const uint64_t end = j->e.off + j->e.len;
 	struct iov iov = { r->v, r->n, len };
+	struct iovec *last = &r->v[r->n - 1];
 	int rc;
 
 	/* Only the last one of the disk can be short: what lies behind it is never asked for. */
-	r->v[r->n - 1].iov_len = len - (r->n - 1) * c->granule;
+	last->iov_len = len - (r->n - 1) * c->granule;
+	memset((uint8_t *)last->iov_base + last->iov_len, 0, c->granule - last->iov_len);
 	rc = ch_read(j->c->kids[0], (struct ext){ j->e.obj, start, len }, &iov, 0);
 	if (!rc)
 		copy_out(j, r);
@@ -164,7 +174,8 @@ static CO_FN int read_part(struct job *j, uint64_t at, uint64_t end)
 		int rc = 0;
 
 		if (cache_table_read(c->table, j->e.obj, n, off, len, j->iov, at - j->e.off) ==
-		    CACHE_MISS) {
+			    CACHE_MISS &&
+		    !tier_read(c->tier, j->e.obj, n, off, len, j->iov, at - j->e.off)) {
 			rc = fetch(j, at, end, &done);
 			if (!rc && !done && ++tries > 2) {
 				/*
@@ -251,6 +262,7 @@ int through_cache(struct chan *ch, struct ext e)
 
 /*
  * The table after a change below: with the new bytes (iov; NULL: zeroes), or without the granules.
+ * Then the disk, which has what was there before, or got it from the table until now.
  */
 static CO_FN void change(struct cache *c, struct ext e, const struct iov *iov, bool is_good)
 {
@@ -266,10 +278,18 @@ static CO_FN void change(struct cache *c, struct ext e, const struct iov *iov, b
 					   at - e.off);
 		else
 			cache_table_drop(c->table, e.obj, at >> c->shift);
+		tier_drop(c->tier, e.obj, at >> c->shift, off, len);
 		at += len;
 		if (++n % TURN == 0)
 			co_yield(); /* 4 GiB of zeroes are many granules */
 	}
+}
+
+/* Before a change is sent below: what the disk has of that is not to be trusted after a crash. */
+static CO_FN void begin(struct cache *c, struct ext e)
+{
+	tier_mark(c->tier, e);
+	tier_settle(c->tier);
 }
 
 int through_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
@@ -279,8 +299,10 @@ int through_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned
 	int rc;
 
 	lock_range(c, &hold, e, false);
+	begin(c, e);
 	rc = ch_write(ch->kids[0], e, iov, fl);
 	change(c, e, iov, rc == 0);
+	tier_done(c->tier, e);
 	rangelock_unlock(&c->ranges, &hold);
 	return rc;
 }
@@ -292,9 +314,11 @@ int through_zero(struct chan *ch, struct ext e, unsigned fl)
 	int rc;
 
 	lock_range(c, &hold, e, false);
+	begin(c, e);
 	rc = ch_zero(ch->kids[0], e, fl);
 	if (rc != -ENOTSUP)
 		change(c, e, NULL, rc == 0);
+	tier_done(c->tier, e);
 	rangelock_unlock(&c->ranges, &hold);
 	return rc;
 }
@@ -307,8 +331,10 @@ int through_trim(struct chan *ch, struct ext e, unsigned fl)
 	int rc;
 
 	lock_range(c, &hold, e, false);
+	begin(c, e);
 	rc = ch_trim(ch->kids[0], e, fl);
 	change(c, e, NULL, false);
+	tier_done(c->tier, e);
 	rangelock_unlock(&c->ranges, &hold);
 	return rc;
 }
@@ -319,15 +345,19 @@ int through_put(struct chan *ch, const struct put *p, struct obj_stat *st)
 {
 	struct cache *c = ch->layer->self;
 	const uint64_t whole = align_down(p->iov->len, c->granule);
+	const struct ext all = { p->obj, 0, UINT64_MAX };
 	struct range_hold hold;
 	int rc;
 
 	rangelock_lock(&c->ranges, &hold, p->obj->hash, 0, UINT64_MAX, false);
 	/* stat is not cached: who has seen the new object there must not read the old one here. */
 	cache_table_drop_from(c->table, p->obj, 0);
+	tier_drop_from(c->tier, p->obj, 0);
+	begin(c, all);
 	rc = ch_put(ch->kids[0], p, st);
 	if (rc == 0)
 		change(c, (struct ext){ p->obj, 0, whole }, p->iov, true);
+	tier_done(c->tier, all);
 	rangelock_unlock(&c->ranges, &hold);
 	return rc;
 }
@@ -335,10 +365,16 @@ int through_put(struct chan *ch, const struct put *p, struct obj_stat *st)
 int through_del(struct chan *ch, const struct obj *objs, unsigned n)
 {
 	struct cache *c = ch->layer->self;
-	int rc = ch_del(ch->kids[0], objs, n);
+	int rc;
 
+	for (unsigned i = 0; i < n; i++)
+		tier_mark(c->tier, (struct ext){ &objs[i], 0, UINT64_MAX });
+	tier_settle(c->tier);
+	rc = ch_del(ch->kids[0], objs, n);
 	for (unsigned i = 0; i < n; i++) {
 		cache_table_drop_from(c->table, &objs[i], 0);
+		tier_drop_from(c->tier, &objs[i], 0);
+		tier_done(c->tier, (struct ext){ &objs[i], 0, UINT64_MAX });
 		co_yield();
 	}
 	return rc;

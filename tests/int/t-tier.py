@@ -1,0 +1,116 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+# suite: timeout=120
+"""Clean data of the cache on disk: a killed daemon's successor reads from there, a flushed write is never lost behind
+it, the folder has one daemon, and goes with its volume.
+"""
+
+from stores_test import *
+
+suite = Suite()
+SIZE = 8 * MIB
+OBJECT = 256 * KIB
+
+
+def values(found, key):
+    """All values of a key, wherever it is in there."""
+    if isinstance(found, dict):
+        for k, v in found.items():
+            if k == key:
+                yield v
+            yield from values(v, key)
+    elif isinstance(found, list):
+        for v in found:
+            yield from values(v, key)
+
+
+def number(daemon, key):
+    return int(next(values(status(daemon), key)))
+
+
+def volume(more=""):
+    """A volume with random data: driver, connection, the folder, the data."""
+    place = tempfile.mkdtemp(dir=temp_dir())
+    folder = os.path.join(place, "cache")
+    driver = "sharded[size=256Ki]"
+    conn = f"cache[disk={folder},size=16Mi,mem=1Mi{more}]:file:{place}/vol/"
+    run("init", "--size", str(SIZE), driver, conn)
+    data = random.Random(SEED).randbytes(SIZE)
+    with serve(driver, conn) as d, Nbd.connect(d.unix, "disk") as c:
+        for off in range(0, SIZE, MIB):
+            c.write(off, data[off:off + MIB])
+        c.do(FLUSH)
+    return driver, conn, folder, data
+
+
+def read_all(daemon):
+    with Nbd.connect(daemon.unix, "disk") as c:
+        return b"".join(c.read(off, 64 * KIB) for off in range(0, SIZE, 64 * KIB))
+
+
+def kill(daemon):
+    daemon.process.kill()
+    daemon.wait()
+
+
+@suite.case
+def killed_and_found():
+    driver, conn, folder, data = volume()
+    d = serve(driver, conn)
+    same(read_all(d), data)
+    with Nbd.connect(d.unix, "disk") as c:
+        for k in range(16):
+            c.write(k * 4096, b"%02d" % k * 2048)
+        c.do(FLUSH)
+    data = b"".join(b"%02d" % k * 2048 for k in range(16)) + data[16 * 4096:]
+    kill(d)
+    d = serve(driver, conn)
+    marks = number(d, "tier_marks")
+    assert marks == 1, f"one region was written: {marks}"
+    same(read_all(d), data)
+    hits, all_of_it = number(d, "tier_hits"), SIZE // (64 * KIB) // 2  # 16 objects, 4 MiB, are that region
+    assert hits >= all_of_it, f"{hits} of {all_of_it} granules"
+    assert number(d, "tier_bad") == 0
+    kill(d)
+    # The mark is there until somebody has seen to it.
+    with serve(driver, conn) as d:
+        assert number(d, "tier_marks") == 1
+        same(read_all(d), data)
+    with serve(driver, conn) as d:
+        assert number(d, "tier_marks") == 0
+        same(read_all(d), data)
+        assert number(d, "tier_hits") >= SIZE // (64 * KIB)
+    run("destroy", "--force", driver, conn)
+    assert not os.path.exists(folder), os.listdir(folder)
+
+
+@suite.case
+def killed_with_a_journal():
+    driver, conn, folder, data = volume(",journal=2Mi,mode=writeback,lag=50ms")
+    data = bytearray(data)
+    rnd = random.Random(SEED)
+    for _ in range(6):
+        d = serve(driver, conn)
+        same(read_all(d), bytes(data))
+        with Nbd.connect(d.unix, "disk") as c:
+            for _ in range(rnd.randrange(1, 100)):
+                at, n = rnd.randrange(0, SIZE - 8192), rnd.randrange(1, 8192)
+                data[at:at + n] = rnd.randbytes(n)
+                c.write(at, bytes(data[at:at + n]))
+        kill(d)
+    with serve(driver, conn) as d:
+        same(read_all(d), bytes(data))
+    run("destroy", "--force", driver, conn)
+    assert not os.path.exists(folder), os.listdir(folder)
+
+
+@suite.case
+def one_daemon_for_a_folder():
+    driver, conn, folder, _ = volume()
+    with serve(driver, conn) as d:
+        other = conn.replace("/vol/", "/vol2/")
+        _, err = run("init", "--size", str(SIZE), driver, other, code=1)
+        assert f"{folder} is in use by process {d.process.pid} (nbdrsd)" in err, err
+
+
+suite.main()
