@@ -316,6 +316,12 @@ int tier_open(const struct tier_conf *conf, struct tier **out, struct err *err)
 	return 0;
 }
 
+/* Without marks nothing has to be stable; but what is known not to be there need not be found again. */
+static CO_FN int clean_all(struct tier *t)
+{
+	return atomic_load(&t->marks.n) ? tier_clean(t, UINT64_MAX) : clean_index(t);
+}
+
 void tier_close(struct tier *t, bool cleans)
 {
 	if (!t)
@@ -326,8 +332,7 @@ void tier_close(struct tier *t, bool cleans)
 	while (t->has_writer)
 		co_wq_wait(&t->idle, &t->lock);
 	pthread_mutex_unlock(&t->lock);
-	if (cleans && atomic_load(&t->is_on) && atomic_load(&t->marks.n) &&
-	    tier_clean(t, UINT64_MAX) != 0)
+	if (cleans && atomic_load(&t->is_on) && clean_all(t) != 0)
 		log_info("%s: of the data cached on disk some will not be used folder=%s",
 			 t->conf.name, t->conf.folder);
 	free_tier(t);
