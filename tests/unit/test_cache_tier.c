@@ -175,7 +175,8 @@ static CO_FN int flipped_data(void *arg)
 	/* What was read instead is good. */
 	if (reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == 0 && run_status(r, "tier_bad") == 0, "after that: %" PRIu64 " reads, bad %" PRIu64, below(r),
+	EXPECT(r, below(r) == 0 && run_status(r, "tier_bad") == 0,
+	       "after that: %" PRIu64 " reads, %" PRIu64 " of bad data", below(r),
 	       run_status(r, "tier_bad"));
 	return 0;
 }

@@ -68,7 +68,13 @@ static CO_FN int open_tier(struct layer *l, const char *identity, struct err *er
 		return err_set(err, rc, "layer cache: no channel to the layer below: %s",
 			       err_name(rc));
 	c->home = reactor_self();
-	rc = tier_open(&conf, &c->tier, err);
+	/* What a killed daemon left unflushed there could be lost there, and be here. */
+	rc = flush_below(c);
+	if (rc)
+		(void)err_set(err, rc, "layer cache: the layer below cannot be flushed: %s",
+			      err_name(rc));
+	else
+		rc = tier_open(&conf, &c->tier, err);
 	if (rc)
 		layer_chan_close(c->below);
 	else
