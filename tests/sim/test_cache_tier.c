@@ -103,7 +103,8 @@ static CO_FN int read_blocks(struct chain *chain, uint32_t reader, uint32_t bloc
 	struct chan *c = chain_chan(chain, &rc);
 
 	if (!rc)
-		rc = ch_read(c, (struct ext){ &obj_none, (uint64_t)block * BLOCK, iov.len }, &iov, 0);
+		rc = ch_read(c, (struct ext){ &obj_none, (uint64_t)block * BLOCK, iov.len }, &iov,
+			     0);
 	for (uint32_t b = 0; b < n && !rc; b++) {
 		first[b] = words[b * WORDS];
 		for (uint32_t k = 1; k < WORDS; k++)
@@ -185,8 +186,8 @@ static CO_FN void write_on(void *arg)
 
 	while (now_ns() < now.until) {
 		const bool is_object = sim_chance(100000);
-		const uint32_t n = is_object ? LEN_MAX :
-					       1 + (uint32_t)sim_below(sim_chance(200000) ? 7 : 2);
+		const uint32_t n = is_object ? LEN_MAX
+					     : 1 + (uint32_t)sim_below(sim_chance(200000) ? 7 : 2);
 		const uint32_t in = (uint32_t)sim_below(32 - n);
 
 		if (change(area, area * AREA + at + (is_object ? in / LEN_MAX * LEN_MAX : in), n,
@@ -257,11 +258,11 @@ static int judge(uint32_t block, uint64_t word)
 		return 0; /* who knows when */
 	if (word >> 32 == m->life)
 		SIM_EXPECT(number >= from && number <= m->begun[block],
-			   "block %" PRIu32 " is %" PRIx64 ", of %" PRIu64 " to %" PRIu64, block, word,
-			   from, m->begun[block]);
+			   "block %" PRIu32 " is %" PRIx64 ", of %" PRIu64 " to %" PRIu64, block,
+			   word, from, m->begun[block]);
 	else
-		SIM_EXPECT(from == 0, "block %" PRIu32 " is %" PRIx64 ", must be %" PRIu64, block, word,
-			   from);
+		SIM_EXPECT(from == 0, "block %" PRIu32 " is %" PRIx64 ", must be %" PRIu64, block,
+			   word, from);
 	return 0;
 }
 
@@ -290,8 +291,8 @@ static CO_FN int look_below(void)
 		rc = read_blocks(chain, READERS, b, 1, &word);
 		if (!rc && now.p->is_back)
 			SIM_EXPECT(word == now.base[b],
-				   "block %" PRIu32 " was %" PRIx64 " with the cache, is %" PRIx64, b,
-				   now.base[b], word);
+				   "block %" PRIu32 " was %" PRIx64 " with the cache, is %" PRIx64,
+				   b, now.base[b], word);
 		if (!rc && !now.p->is_back)
 			rc = judge(b, word);
 		now.base[b] = word;
@@ -309,8 +310,9 @@ static CO_FN int compare_all(void)
 		uint64_t word = 0;
 
 		SIM_EXPECT(read_blocks(now.chain, READERS, b, 1, &word) == 0);
-		SIM_EXPECT(word == now.base[b], "block %" PRIu32 " is %" PRIx64 " below, reads as %" PRIx64,
-			   b, now.base[b], word);
+		SIM_EXPECT(word == now.base[b],
+			   "block %" PRIu32 " is %" PRIx64 " below, reads as %" PRIx64, b,
+			   now.base[b], word);
 	}
 	return 0;
 }
@@ -324,8 +326,11 @@ static void flip(void)
 		const unsigned which = (unsigned)sim_below(ARRAY_LEN(files));
 
 		(void)snprintf(path, sizeof(path), "/disk/c/tier-%s", files[which]);
-		(void)sim_flip(path, sim_below(which == 0 ? 1 << 20 : which == 1 ? 12 << 10 : 1024), 1024,
-			       1 + (unsigned)sim_below(4));
+		(void)sim_flip(path,
+			       sim_below(which == 0   ? 1 << 20
+					 : which == 1 ? 12 << 10
+						      : 1024),
+			       1024, 1 + (unsigned)sim_below(4));
 	}
 }
 
@@ -344,7 +349,8 @@ static CO_FN int live(const struct plan *p, void *model)
 		return -1;
 	if (p->is_flipped)
 		flip();
-	if (open_chain(p->other && sim_chance(300000) ? p->other : p->chain, &spec, &now.chain) != 0)
+	if (open_chain(p->other && sim_chance(300000) ? p->other : p->chain, &spec, &now.chain) !=
+	    0)
 		return -1;
 	/* At once: no crash comes between. */
 	memset(now.m->flushed, 0, sizeof(now.m->flushed));
@@ -368,11 +374,14 @@ static CO_FN int live(const struct plan *p, void *model)
 }
 
 #define TIER(more) "cache[disk=/disk/c,mem=1Mi,granule=8Ki" more "]:"
-#define PLAN(...) \
-	{ .ns = 25000 * MS, .pause_ns = 15000 * MS, .flush_ns = 6000 * MS, .fails = 20000, __VA_ARGS__ }
-#define DISK	  "remote[size=2560Ki]"
-#define BACK	  ",size=2Mi,journal=1Mi,mode=writeback,lag=100ms,uploads=4"
-#define RETRY	  "retry[deadline=2m]:"
+#define PLAN(...)                                                                                \
+	{                                                                                        \
+		.ns = 25000 * MS, .pause_ns = 15000 * MS, .flush_ns = 6000 * MS, .fails = 20000, \
+		__VA_ARGS__                                                                      \
+	}
+#define DISK  "remote[size=2560Ki]"
+#define BACK  ",size=2Mi,journal=1Mi,mode=writeback,lag=100ms,uploads=4"
+#define RETRY "retry[deadline=2m]:"
 
 /* A case of that name, with its plan. */
 #define CASE(fn, ...)                                           \
@@ -407,20 +416,24 @@ CASE(marks_die, .chain = "sharded[size=32Ki]:" TIER(",size=1Mi") RETRY "remote",
 CASE(index_dies, .chain = "sharded[size=32Ki]:" TIER(",size=1Mi") RETRY "remote",
      .below = "sharded:remote", .dies = "tier-index")
 CASE(back_disk, .chain = TIER(BACK) DISK, .below = DISK, .is_back = true)
-CASE(back_objects, .chain = "sharded[size=32Ki]:" TIER(BACK) RETRY "remote", .below = "sharded:remote",
-     .is_back = true)
-CASE(bad_disk, .chain = "sharded[size=32Ki]:" TIER(",size=1Mi") RETRY "remote", .below = "sharded:remote",
+CASE(back_objects, .chain = "sharded[size=32Ki]:" TIER(BACK) RETRY "remote",
+     .below = "sharded:remote", .is_back = true)
+CASE(bad_disk, .chain = "sharded[size=32Ki]:" TIER(",size=1Mi") RETRY "remote",
+     .below = "sharded:remote",
      .faults = { .read_ppm = 20000, .write_ppm = 20000, .sync_ppm = 20000, .short_ppm = 20000 })
 CASE(full_disk, .chain = "sharded[size=32Ki]:" TIER(",size=1Mi") RETRY "remote",
      .below = "sharded:remote", .faults = { .space = 400 * KI })
-CASE(flipped, .chain = "sharded[size=32Ki]:" TIER(",size=1Mi") RETRY "remote", .below = "sharded:remote",
-     .is_flipped = true)
+CASE(flipped, .chain = "sharded[size=32Ki]:" TIER(",size=1Mi") RETRY "remote",
+     .below = "sharded:remote", .is_flipped = true)
 
-#define CRASHES(how, n)                                                                            \
+#define CRASHES(how, n) \
 	.model_len = sizeof(struct model), .crash = how, .crashes = 3, .seeds = n, .weight = 4
 
 static const struct sim_case cases[] = {
-	{ .name = "disk", .scenario = through_disk, .recover = through_disk, CRASHES(SIM_ANY_CRASH, 8) },
+	{ .name = "disk",
+	  .scenario = through_disk,
+	  .recover = through_disk,
+	  CRASHES(SIM_ANY_CRASH, 8) },
 	{ .name = "objects",
 	  .scenario = through_objects,
 	  .recover = through_objects,
@@ -429,11 +442,26 @@ static const struct sim_case cases[] = {
 	  .scenario = above_sharded,
 	  .recover = above_sharded,
 	  CRASHES(SIM_ANY_CRASH, 8) },
-	{ .name = "unflushed", .scenario = unflushed, .recover = unflushed, CRASHES(SIM_ANY_CRASH, 6) },
-	{ .name = "other-size", .scenario = other_size, .recover = other_size, CRASHES(SIM_ANY_CRASH, 8) },
-	{ .name = "marks-die", .scenario = marks_die, .recover = marks_die, CRASHES(SIM_ANY_CRASH, 8) },
-	{ .name = "index-dies", .scenario = index_dies, .recover = index_dies, CRASHES(SIM_ANY_CRASH, 8) },
-	{ .name = "back-disk", .scenario = back_disk, .recover = back_disk, CRASHES(SIM_ANY_CRASH, 8) },
+	{ .name = "unflushed",
+	  .scenario = unflushed,
+	  .recover = unflushed,
+	  CRASHES(SIM_ANY_CRASH, 6) },
+	{ .name = "other-size",
+	  .scenario = other_size,
+	  .recover = other_size,
+	  CRASHES(SIM_ANY_CRASH, 8) },
+	{ .name = "marks-die",
+	  .scenario = marks_die,
+	  .recover = marks_die,
+	  CRASHES(SIM_ANY_CRASH, 8) },
+	{ .name = "index-dies",
+	  .scenario = index_dies,
+	  .recover = index_dies,
+	  CRASHES(SIM_ANY_CRASH, 8) },
+	{ .name = "back-disk",
+	  .scenario = back_disk,
+	  .recover = back_disk,
+	  CRASHES(SIM_ANY_CRASH, 8) },
 	{ .name = "back-objects",
 	  .scenario = back_objects,
 	  .recover = back_objects,

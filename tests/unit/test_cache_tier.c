@@ -26,12 +26,14 @@
 
 enum { KI = 1024, MI = KI * KI, GRANULE = 64 * KI, SIZE = 4 * MI };
 
-#define TIER "cache[disk=@/c,size=8Mi,mem=1Mi]:"
+#define TIER       "cache[disk=@/c,size=8Mi,mem=1Mi]:"
 #define FILE_BELOW "raw:file:@/disk.img"
 
 static void check(const char *text, uint64_t size, int (*fn)(void *run))
 {
-	const struct conform what = { .text = text, .size = size, .is_volume = true, .in_memory = true };
+	const struct conform what = {
+		.text = text, .size = size, .is_volume = true, .in_memory = true
+	};
 	const char *failure = conform_with(&what, fn);
 
 	if (failure)
@@ -100,7 +102,8 @@ static CO_FN int found_again(void *arg)
 		return -1;
 	EXPECT(r, below(r) == 0, "all was there, but for %" PRIu64 " reads", below(r));
 	EXPECT(r, run_status(r, "tier_hits") >= SIZE / GRANULE, "hits");
-	EXPECT(r, run_status(r, "tier_bytes") == SIZE, "bytes: %" PRIu64, run_status(r, "tier_bytes"));
+	EXPECT(r, run_status(r, "tier_bytes") == SIZE, "bytes: %" PRIu64,
+	       run_status(r, "tier_bytes"));
 	EXPECT(r, run_status(r, "tier_bad") == 0 && run_status(r, "tier_marks") == 0, "bad");
 	/* Odd pieces, too. */
 	if (run_check(r, 12345, 99999, 3) || run_check(r, SIZE - 1, 1, 1))
@@ -129,7 +132,8 @@ static CO_FN int found_below(void *arg)
 
 	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, run_ops(r, 2, CH_READ) <= 2, "objects were read: %" PRIu64, run_ops(r, 2, CH_READ));
+	EXPECT(r, run_ops(r, 2, CH_READ) <= 2, "objects were read: %" PRIu64,
+	       run_ops(r, 2, CH_READ));
 	return 0;
 }
 
@@ -166,8 +170,8 @@ static CO_FN int flipped_data(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_shut(r) || damage(r, "tier-data", 777, GRANULE) || run_reopen(r, false) ||
-	    run_check_all(r))
+	if (fill(r) || run_shut(r) || damage(r, "tier-data", 777, GRANULE) ||
+	    run_reopen(r, false) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_status(r, "tier_bad") == SIZE / GRANULE, "bad: %" PRIu64,
 	       run_status(r, "tier_bad"));
@@ -186,8 +190,8 @@ static CO_FN int flipped_entries(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_shut(r) || damage(r, "tier-index", 4096 + 40, 128) || run_reopen(r, false) ||
-	    run_check_all(r))
+	if (fill(r) || run_shut(r) || damage(r, "tier-index", 4096 + 40, 128) ||
+	    run_reopen(r, false) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_status(r, "tier_hits") == 0, "hits: %" PRIu64, run_status(r, "tier_hits"));
 	return 0;
@@ -197,8 +201,8 @@ static CO_FN int flipped_head(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_shut(r) || damage(r, "tier-index", 30, 1 << 30) || run_reopen(r, false) ||
-	    run_check_all(r))
+	if (fill(r) || run_shut(r) || damage(r, "tier-index", 30, 1 << 30) ||
+	    run_reopen(r, false) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_status(r, "tier_hits") == 0, "hits: %" PRIu64, run_status(r, "tier_hits"));
 	/* It was made anew. */
@@ -332,7 +336,8 @@ static CO_FN int another_volume(void *arg)
 	EXPECT(r, chain_close(o.chain) == 0, "close");
 	if (run_reopen(r, false) || run_check_all(r))
 		return -1;
-	EXPECT(r, run_status(r, "tier_hits") == 0, "that one's: %" PRIu64, run_status(r, "tier_hits"));
+	EXPECT(r, run_status(r, "tier_hits") == 0, "that one's: %" PRIu64,
+	       run_status(r, "tier_hits"));
 	if (run_shut(r))
 		return -1;
 	EXPECT(r, chain_destroy(o.chain, &err) == 0, "%s", err.msg);
@@ -444,7 +449,8 @@ static CO_FN int no_room_left(void *arg)
 	    build_other(r, "cache[disk=@/c,size=2Mi,mode=writeback]:" FILE_BELOW, &o))
 		return -1;
 	EXPECT(r, chain_open(o.chain, &err) == 0, "%s", err.msg);
-	EXPECT(r, ch_write(chain_chan(o.chain, &rc), (struct ext){ &obj_none, MI, 1 }, &iov, 0) == 0,
+	EXPECT(r,
+	       ch_write(chain_chan(o.chain, &rc), (struct ext){ &obj_none, MI, 1 }, &iov, 0) == 0,
 	       "write");
 	EXPECT(r, chain_close(o.chain) == 0, "close");
 	free_other(&o);
@@ -454,7 +460,8 @@ static CO_FN int no_room_left(void *arg)
 
 static void test_no_room_left(void **state)
 {
-	check("cache[disk=@/c,size=10Mi,journal=2Mi,mode=writeback]:" FILE_BELOW, SIZE, no_room_left);
+	check("cache[disk=@/c,size=10Mi,journal=2Mi,mode=writeback]:" FILE_BELOW, SIZE,
+	      no_room_left);
 }
 
 /* --- Another size ----------------------------------------------------------------------------- */
@@ -512,8 +519,9 @@ static CO_FN int survives_a_scan(void *arg)
 			return -1;
 	if (scan(r, 8 * MI, 32 * MI))
 		return -1;
-	EXPECT(r, run_status(r, "tier_bytes") <= run_status(r, "tier_limit") &&
-			  run_status(r, "tier_evictions") > 100,
+	EXPECT(r,
+	       run_status(r, "tier_bytes") <= run_status(r, "tier_limit") &&
+		       run_status(r, "tier_evictions") > 100,
 	       "room was made: %" PRIu64, run_status(r, "tier_evictions"));
 	before = below(r);
 	if (scan(r, 0, 4 * MI))
@@ -555,11 +563,11 @@ static void test_follows_its_use(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_found_again),	cmocka_unit_test(test_found_below),
-		cmocka_unit_test(test_others_stay),	cmocka_unit_test(test_damage),
-		cmocka_unit_test(test_not_kept),	cmocka_unit_test(test_another_volume),
-		cmocka_unit_test(test_made_again),	cmocka_unit_test(test_one_daemon),
-		cmocka_unit_test(test_journal_first),	cmocka_unit_test(test_no_room_left),
+		cmocka_unit_test(test_found_again),     cmocka_unit_test(test_found_below),
+		cmocka_unit_test(test_others_stay),     cmocka_unit_test(test_damage),
+		cmocka_unit_test(test_not_kept),        cmocka_unit_test(test_another_volume),
+		cmocka_unit_test(test_made_again),      cmocka_unit_test(test_one_daemon),
+		cmocka_unit_test(test_journal_first),   cmocka_unit_test(test_no_room_left),
 		cmocka_unit_test(test_survives_a_scan), cmocka_unit_test(test_follows_its_use),
 		cmocka_unit_test(test_resized),
 	};

@@ -177,9 +177,9 @@ static void fill_in(struct cache *c)
 	c->is_local = c->durability == DURABILITY_LOCAL ||
 		      (c->durability == DURABILITY_AUTO && c->disk);
 	c->tier_size = c->size ? c->size : c->disk ? SIZE_DISK : SIZE_MEM;
-	c->journal_size = c->journal ? c->journal :
-			  c->disk    ? MIN(c->tier_size, SIZE_DISK) :
-				       c->tier_size;
+	c->journal_size = c->journal ? c->journal
+			  : c->disk  ? MIN(c->tier_size, SIZE_DISK)
+				     : c->tier_size;
 	if (!c->disk)
 		c->tier_size = 0;
 	else if (c->mode == MODE_WRITEBACK)
@@ -337,9 +337,10 @@ static CO_FN int cache_resize(struct chan *ch, uint64_t size, enum resize_phase 
 	int rc;
 
 	if (c->back)
-		return err_set(err, -EOPNOTSUPP,
-			       "layer cache: with mode=writeback above the mapping a volume keeps its size while it "
-			       "is served; put the cache below it, as in sharded:cache:..., or stop the daemon first");
+		return err_set(
+			err, -EOPNOTSUPP,
+			"layer cache: with mode=writeback above the mapping a volume keeps its size while it "
+			"is served; put the cache below it, as in sharded:cache:..., or stop the daemon first");
 	if (phase != RESIZE_NOW)
 		return ch_resize(ch->kids[0], size, phase, err);
 	tier_mark(c->tier, (struct ext){ &obj_none, from << c->shift, UINT64_MAX });

@@ -15,7 +15,7 @@
 #include "nbdrs/identity.h"
 
 /* What memory has goes to disk at the end, for so long at most; at an upgrade clients wait for that. */
-#define LAST_NS	   UINT64_C(2000000000)
+#define LAST_NS    UINT64_C(2000000000)
 #define UPGRADE_NS UINT64_C(200000000)
 
 static CO_FN int flush_below(void *arg)

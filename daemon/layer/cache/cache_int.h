@@ -28,9 +28,9 @@ struct cache {
 	char *disk, *volume;
 	bool keep;
 
-	bool is_local;         /* durability */
+	bool is_local;                    /* durability */
 	uint64_t journal_size, tier_size; /* size, without and with what else is on disk */
-	unsigned shift;        /* log2 of granule */
+	unsigned shift;                   /* log2 of granule */
 	struct cache_table *table;
 	struct cache_share share;
 	struct rangelock ranges; /* see cache_through.c */

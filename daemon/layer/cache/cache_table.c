@@ -208,8 +208,8 @@ static struct granule *oldest(struct stripe *s, enum queue q)
 
 static void offer(struct cache_table *t, struct granule *g)
 {
-	if (t->on_evict && t->on_evict(t->evict_arg, g->name, g->name_len, g->n, g->data,
-				       g->queue == MAIN))
+	if (t->on_evict &&
+	    t->on_evict(t->evict_arg, g->name, g->name_len, g->n, g->data, g->queue == MAIN))
 		g->data = NULL;
 }
 

@@ -299,7 +299,8 @@ static CO_FN bool read_slot(struct tier *t, const struct wanted *w, uint8_t *to)
 static CO_FN bool read_wanted(struct tier *t, const struct wanted *w, uint32_t off,
 			      const struct iov *part)
 {
-	const uint64_t from = (uint64_t)w->b * TIER_BLOCK, len = (uint64_t)w->end * TIER_BLOCK - from;
+	const uint64_t from = (uint64_t)w->b * TIER_BLOCK,
+		       len = (uint64_t)w->end * TIER_BLOCK - from;
 	uint8_t *buf;
 	bool is_good;
 

@@ -213,8 +213,7 @@ static CO_FN int load(struct tier *t)
 	buf_put(buf, LOAD_LEN);
 	if (!rc)
 		log_info("%s: cached data found on disk folder=%s bytes=%llu marks=%llu",
-			 t->conf.name, t->conf.folder,
-			 (unsigned long long)used * t->conf.granule,
+			 t->conf.name, t->conf.folder, (unsigned long long)used * t->conf.granule,
 			 (unsigned long long)atomic_load(&t->marks.n));
 	return rc;
 }
@@ -366,8 +365,7 @@ static CO_FN bool is_of(int dir_fd, const struct journal_removal *r)
 	rc = io_pread_full(fd, &v, 1, 0);
 	(void)io_close(fd); /* only read */
 	return !rc && head_is_good(&h) &&
-	       (head_is_of(&h, r->volume) ||
-		(r->any_export && head_is_of_export(&h, r->volume)));
+	       (head_is_of(&h, r->volume) || (r->any_export && head_is_of_export(&h, r->volume)));
 }
 
 int tier_remove(const struct journal_removal *r, struct err *err)

@@ -77,8 +77,8 @@ struct tier_job {
 };
 
 struct region {
-	uint64_t at;  /* ns: the last change ended, or it was found marked */
-	uint64_t seq; /* of the mark */
+	uint64_t at;   /* ns: the last change ended, or it was found marked */
+	uint64_t seq;  /* of the mark */
 	uint32_t busy; /* changes on their way */
 	bool is_marked;
 };
@@ -103,8 +103,8 @@ struct tier {
 	uint8_t *entry;                          /* of the fiber that writes: entry_len bytes */
 
 	struct tier_stripe stripes[TIER_STRIPES_MAX];
-	unsigned stripes_n; /* a power of two */
-	uint32_t *sums;     /* of all slots; guarded by their stripe */
+	unsigned stripes_n;    /* a power of two */
+	uint32_t *sums;        /* of all slots; guarded by their stripe */
 	_Atomic uint64_t last; /* the highest granule number there ever was */
 	_Atomic bool is_on;
 	_Atomic uint64_t dropped, errors;

@@ -73,8 +73,7 @@ static bool take_sums(struct tier *t, struct tier_stripe *s, uint32_t i)
 	g->is_stale = 0; /* from now on it is again what others make of it */
 	is_valid = g->state == SLOT_VALID && g->key == tier_entry_key(t->entry);
 	if (is_valid)
-		memcpy(tier_entry_sums(t->entry), slot_sums(t, s, i),
-		       t->blocks * sizeof(*t->sums));
+		memcpy(tier_entry_sums(t->entry), slot_sums(t, s, i), t->blocks * sizeof(*t->sums));
 	pthread_mutex_unlock(&s->lock);
 	return is_valid;
 }
@@ -259,8 +258,7 @@ static int init(struct tier *t)
 	t->blocks = (uint32_t)(granule / TIER_BLOCK);
 	t->entry_len = (uint32_t)align_up(40 + 4 * (uint64_t)t->blocks, 64);
 	t->slots_n = MIN(t->conf.size / (granule + t->entry_len), (uint64_t)UINT32_MAX / 2);
-	t->jobs_max = (unsigned)MIN(MAX(QUEUE_LEN / granule, UINT64_C(4)),
-				    (uint64_t)TIER_JOBS_MAX);
+	t->jobs_max = (unsigned)MIN(MAX(QUEUE_LEN / granule, UINT64_C(4)), (uint64_t)TIER_JOBS_MAX);
 	t->home = reactor_self();
 	t->entry = malloc(t->entry_len);
 	rc = tier_marks_init(t);
