@@ -105,6 +105,23 @@ def killed_with_a_journal():
 
 
 @suite.case
+def upgraded():
+    """The next program finds it, and what the journal has is not older behind it."""
+    for more in "", ",journal=2Mi,mode=writeback,lag=10m":
+        driver, conn, _, data = volume(more)
+        with serve(driver, conn) as d:
+            same(read_all(d), data)
+            with Nbd.connect(d.unix, "disk") as c:
+                c.write(MIB, b"u" * 10000)
+            data = data[:MIB] + b"u" * 10000 + data[MIB + 10000:]
+            subprocess.run([os.path.join(BUILD, "nbdrsctl"), "--control", d.control, "upgrade"], timeout=WAIT_S,
+                           check=True, capture_output=True)
+            same(read_all(d), data)
+            hits, few = number(d, "tier_hits"), SIZE // (64 * KIB) // 2
+            assert hits >= few, f"{hits} hits, not {few}"
+
+
+@suite.case
 def one_daemon_for_a_folder():
     driver, conn, folder, _ = volume()
     with serve(driver, conn) as d:
