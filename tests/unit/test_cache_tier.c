@@ -164,6 +164,84 @@ static void test_others_stay(void **state)
 	check(TIER FILE_BELOW, SIZE, others_stay);
 }
 
+struct query {
+	struct info info;
+	const char *key;
+	uint64_t value;
+};
+
+static void take_value(struct info *i, const char *key, const char *value)
+{
+	struct query *q = container_of(i, struct query, info);
+
+	if (strcmp(key, q->key) == 0)
+		q->value = strtoull(value, NULL, 10);
+}
+
+/* Of the cache below sharded. */
+static uint64_t status_below(struct run *r, const char *key)
+{
+	struct layer *l = chain_top(r->chain)->kids[0];
+	struct query q = { .info = { take_value }, .key = key, .value = UINT64_MAX };
+
+	l->ops->status(l, &q.info);
+	return q.value;
+}
+
+/* Reads all of it; what left memory for that is on disk then. */
+static CO_FN int read_all(struct run *r)
+{
+	const uint64_t deadline = now_ns() + UINT64_C(20000000000);
+
+	for (uint64_t off = 0; off < r->what->size; off += 16 * KI) {
+		if (run_check(r, off, 16 * KI, 1))
+			return -1;
+		while (status_below(r, "tier_queued")) {
+			EXPECT(r, now_ns() < deadline, "it is never written");
+			co_yield();
+		}
+	}
+	return 0;
+}
+
+/* Objects of 16 granules are put for 100 bytes of each: the rest of them is on disk already. */
+static CO_FN int little_is_written(void *arg)
+{
+	struct run *r = arg;
+	uint64_t writes, puts;
+
+	if (fill(r) || ch_flush(run_chan(r)) || read_all(r) || read_all(r))
+		return -1;
+	writes = status_below(r, "tier_writes");
+	puts = run_ops(r, 1, CH_PUT);
+	for (uint64_t off = 0; off < SIZE; off += 256 * KI)
+		if (run_write(r, off + 70000, 100, 0, 1))
+			return -1;
+	EXPECT(r, ch_flush(run_chan(r)) == 0, "flush");
+	EXPECT(r, run_ops(r, 1, CH_PUT) - puts == SIZE / (256 * KI), "each was put");
+	if (read_all(r) || read_all(r))
+		return -1;
+	writes = status_below(r, "tier_writes") - writes;
+	/* Those that were changed, and those that were in memory alone before. */
+	EXPECT(r, writes <= 16 + 64, "%" PRIu64 " granules were written", writes);
+	return 0;
+}
+
+static void test_little_is_written(void **state)
+{
+	const struct conform what = {
+		.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
+		.size = SIZE,
+		.is_volume = true,
+		.in_chain = true,
+		.in_memory = true
+	};
+	const char *failure = conform_with(&what, little_is_written);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
 /* --- What is not used ------------------------------------------------------------------------- */
 
 static CO_FN int flipped_data(void *arg)
@@ -569,7 +647,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_made_again),      cmocka_unit_test(test_one_daemon),
 		cmocka_unit_test(test_journal_first),   cmocka_unit_test(test_no_room_left),
 		cmocka_unit_test(test_survives_a_scan), cmocka_unit_test(test_follows_its_use),
-		cmocka_unit_test(test_resized),
+		cmocka_unit_test(test_resized),         cmocka_unit_test(test_little_is_written),
 	};
 	int failed;
 

@@ -469,6 +469,7 @@ static void tier_status(struct tier *t, struct info *i)
 	info_number(i, "tier_misses", v.misses);
 	info_number(i, "tier_evictions", v.evictions);
 	info_number(i, "tier_queued", v.queued);
+	info_number(i, "tier_writes", v.writes);
 	info_number(i, "tier_dropped", v.dropped);
 	info_number(i, "tier_bad", v.bad);
 	info_number(i, "tier_errors", v.errors);

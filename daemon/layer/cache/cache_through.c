@@ -341,6 +341,15 @@ int through_trim(struct chan *ch, struct ext e, unsigned fl)
 
 /* --- Objects ---------------------------------------------------------------------------------- */
 
+/* The table after a put. What the disk has is the new object's as well: see tier_drop_changed(). */
+static CO_FN void change_whole(struct cache *c, const struct ext e, const struct iov *iov)
+{
+	for (uint64_t at = 0; at < e.len; at += c->granule)
+		if (!tier_has(c->tier, e.obj, at >> c->shift))
+			cache_table_change(c->table, e.obj, at >> c->shift, 0, (uint32_t)c->granule,
+					   iov, at);
+}
+
 int through_put(struct chan *ch, const struct put *p, struct obj_stat *st)
 {
 	struct cache *c = ch->layer->self;
@@ -352,11 +361,13 @@ int through_put(struct chan *ch, const struct put *p, struct obj_stat *st)
 	rangelock_lock(&c->ranges, &hold, p->obj->hash, 0, UINT64_MAX, false);
 	/* stat is not cached: who has seen the new object there must not read the old one here. */
 	cache_table_drop_from(c->table, p->obj, 0);
-	tier_drop_from(c->tier, p->obj, 0);
+	tier_drop_changed(c->tier, p->obj, p->iov);
 	begin(c, all);
 	rc = ch_put(ch->kids[0], p, st);
 	if (rc == 0)
-		change(c, (struct ext){ p->obj, 0, whole }, p->iov, true);
+		change_whole(c, (struct ext){ p->obj, 0, whole }, p->iov);
+	else
+		tier_drop_from(c->tier, p->obj, 0); /* it may be somebody else's by now */
 	tier_done(c->tier, all);
 	rangelock_unlock(&c->ranges, &hold);
 	return rc;

@@ -509,6 +509,39 @@ void tier_drop(struct tier *t, const struct obj *obj, uint64_t n, uint32_t off, 
 		drop(t, obj, n, off / TIER_BLOCK, (off + len - 1) / TIER_BLOCK + 1);
 }
 
+/* Is granule n these bytes? `sums`: room for those of a granule. */
+static bool is_same(struct tier *t, const struct obj *obj, uint64_t n, const uint8_t *data,
+		    uint32_t *sums)
+{
+	struct wanted w = { .end = t->blocks, .sums = sums };
+
+	w.key = tier_key_of(obj->name, obj->len, n);
+	w.s = stripe_of(t, w.key.lo);
+	if (!look_up(t, &w, false))
+		return false;
+	while (w.b < w.end &&
+	       tier_block_sum(&w.key, w.b, data + (size_t)w.b * TIER_BLOCK) == sums[w.b])
+		w.b++;
+	return w.b == w.end;
+}
+
+void tier_drop_changed(struct tier *t, const struct obj *obj, const struct iov *iov)
+{
+	const uint64_t whole = t && iov->n == 1 ? iov->len >> t->shift : 0;
+	uint32_t *sums = whole ? buf_get(t->blocks * sizeof(*sums)) : NULL;
+
+	for (uint64_t n = 0; sums && n < whole; n++) {
+		const uint8_t *data = (const uint8_t *)iov->v[0].iov_base + (n << t->shift);
+
+		if (!is_same(t, obj, n, data, sums))
+			drop(t, obj, n, 0, t->blocks);
+		co_yield(); /* the sums of 64 KiB take 4 us, those of large granules more */
+	}
+	tier_drop_from(t, obj, sums ? whole : 0);
+	if (sums)
+		buf_put(sums, t->blocks * sizeof(*sums));
+}
+
 static void drop_all(struct tier *t)
 {
 	for (unsigned k = 0; k < t->stripes_n; k++) {
@@ -542,6 +575,7 @@ void tier_view(struct tier *t, struct tier_view *v)
 {
 	*v = (struct tier_view){
 		.limit = t->slots_n * t->conf.granule,
+		.writes = atomic_load(&t->writes),
 		.dropped = atomic_load(&t->dropped),
 		.errors = atomic_load(&t->errors),
 		.marks = atomic_load(&t->marks.n),

@@ -83,6 +83,11 @@ CO_FN void tier_wait(struct tier *t);
 
 /* [off, off + len) of granule n is not what it was. */
 void tier_drop(struct tier *t, const struct obj *obj, uint64_t n, uint32_t off, uint32_t len);
+/*
+ * The object is to be these bytes: what of it differs from them, or is not all there, is dropped. So a
+ * put that changes little leaves the rest where it is.
+ */
+CO_FN void tier_drop_changed(struct tier *t, const struct obj *obj, const struct iov *iov);
 /* Nor is anything of the object from granule `first` on. */
 void tier_drop_from(struct tier *t, const struct obj *obj, uint64_t first);
 
@@ -98,6 +103,7 @@ void tier_done(struct tier *t, struct ext e);
 struct tier_view {
 	uint64_t limit, bytes, hits, misses, evictions, queued;
 	uint64_t bad;     /* did not match their checksums */
+	uint64_t writes;  /* granules */
 	uint64_t dropped; /* not written: too much was queued */
 	uint64_t errors;  /* of the folder's disk */
 	uint64_t marks;   /* regions that would not be used after a crash */

@@ -107,7 +107,7 @@ struct tier {
 	uint32_t *sums;        /* of all slots; guarded by their stripe */
 	_Atomic uint64_t last; /* the highest granule number there ever was */
 	_Atomic bool is_on;
-	_Atomic uint64_t dropped, errors;
+	_Atomic uint64_t writes, dropped, errors;
 
 	struct tier_marks marks;
 

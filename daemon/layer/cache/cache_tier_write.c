@@ -47,8 +47,10 @@ static CO_FN void do_job(struct tier *t)
 
 	pthread_mutex_unlock(&t->lock);
 	is_wanted = atomic_load(&t->is_on) && tier_job_is_wanted(&job);
-	if (is_wanted)
+	if (is_wanted) {
 		rc = write_granule(t, &job);
+		atomic_fetch_add_explicit(&t->writes, 1, memory_order_relaxed);
+	}
 	tier_job_end(t, &job, is_wanted && !rc ? tier_entry_sums(t->entry) : NULL);
 	free(job.data);
 	if (rc)
