@@ -184,8 +184,12 @@ static uint64_t load_entry(struct tier *t, uint8_t *from, uint64_t slot)
 {
 	const struct entry *e = (const struct entry *)(const void *)from;
 
-	if (!tier_entry_is_good(t, from, slot))
+	if (!tier_entry_is_good(t, from, slot)) {
+		/* It may be good when it is read again: it goes before any mark does. */
+		if (e->used || e->sum)
+			tier_index_stale(t, slot);
 		return 0;
+	}
 	t->last = MAX(t->last, e->n);
 	if (!tier_is_marked(t, e->region) &&
 	    tier_index_add(t, slot, e->key.lo, (const uint8_t *)e->sums))

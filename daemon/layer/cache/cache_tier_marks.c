@@ -116,12 +116,21 @@ int tier_marks_write(struct tier *t)
 	return rc;
 }
 
+static bool sector_is_good(const struct tier *t, const uint8_t *sector, unsigned k)
+{
+	uint64_t sum;
+
+	memcpy(&sum, sector + MARK_BYTES, sizeof(sum));
+	return sum == sector_sum(t, sector, k);
+}
+
 CO_FN int tier_marks_read(struct tier *t)
 {
 	struct tier_marks *m = &t->marks;
 	_cleanup_free_ struct page *p = calloc(1, sizeof(*p));
 	struct iovec v = { p, sizeof(*p) };
 	const uint64_t now = now_ns();
+	bool is_bad[MARK_SECTORS], is_any_bad = false;
 	int rc;
 
 	if (!p)
@@ -129,18 +138,20 @@ CO_FN int tier_marks_read(struct tier *t)
 	rc = io_pread_full(t->marks_fd, &v, 1, 0);
 	if (rc)
 		memset(p, 0, sizeof(*p)); /* no sum is good */
+	for (unsigned k = 0; k < MARK_SECTORS; k++) {
+		is_bad[k] = !sector_is_good(t, p->bytes[k], k);
+		is_any_bad |= is_bad[k];
+	}
 	for (uint32_t i = 0; i < REGIONS; i++) {
-		const uint8_t *sector = p->bytes[i / 8 / MARK_BYTES];
 		const unsigned k = i / 8 / MARK_BYTES;
-		uint64_t sum;
 
-		memcpy(&sum, sector + MARK_BYTES, sizeof(sum));
-		m->regions[i].is_marked = sum != sector_sum(t, sector, k) ||
-					  (sector[i / 8 % MARK_BYTES] >> i % 8 & 1);
+		m->regions[i].is_marked = is_bad[k] ||
+					  (p->bytes[k][i / 8 % MARK_BYTES] >> i % 8 & 1);
 		m->regions[i].at = now;
 		m->n += m->regions[i].is_marked;
 	}
-	return 0;
+	/* It may be good when it is read again, without what is marked here from now on. */
+	return is_any_bad ? tier_marks_write(t) : 0;
 }
 
 /* --- Changes ---------------------------------------------------------------------------------- */
