@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "conformance.h"
+#include "layer/cache/cache_tier_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/identity.h"
 #include "nbdrs/reactor.h"
@@ -188,20 +189,29 @@ static uint64_t status_below(struct run *r, const char *key)
 	return q.value;
 }
 
-/* Reads all of it; what left memory for that is on disk then. */
-static CO_FN int read_all(struct run *r)
+static CO_FN int wait_written(struct run *r)
 {
 	const uint64_t deadline = now_ns() + UINT64_C(20000000000);
 
-	for (uint64_t off = 0; off < r->what->size; off += 16 * KI) {
-		if (run_check(r, off, 16 * KI, 1))
-			return -1;
-		while (status_below(r, "tier_queued")) {
-			EXPECT(r, now_ns() < deadline, "it is never written");
-			co_yield();
-		}
+	while (status_below(r, "tier_queued")) {
+		EXPECT(r, now_ns() < deadline, "it is never written");
+		co_yield();
 	}
 	return 0;
+}
+
+/* Reads from there on; what left memory for that is on disk then. */
+static CO_FN int read_from(struct run *r, uint64_t from)
+{
+	for (uint64_t off = from; off < r->what->size; off += 16 * KI)
+		if (run_check(r, off, 16 * KI, 1) || wait_written(r))
+			return -1;
+	return 0;
+}
+
+static CO_FN int read_all(struct run *r)
+{
+	return read_from(r, 0);
 }
 
 /* Objects of 16 granules are put for 100 bytes of each: the rest of them is on disk already. */
@@ -237,6 +247,91 @@ static void test_little_is_written(void **state)
 		.in_memory = true
 	};
 	const char *failure = conform_with(&what, little_is_written);
+
+	if (failure)
+		fail_msg("%s", failure);
+}
+
+/* Blocks of zeroes but for a number. */
+static uint32_t sum_of(const struct tier_key *key, uint8_t *block, uint32_t number)
+{
+	memcpy(block, &number, sizeof(number));
+	return tier_block_sum(key, 0, block);
+}
+
+/* Two numbers other than 0 whose blocks have the same checksum at this place: chance needs some 2^16. */
+static int find_twins(struct run *r, const struct tier_key *key, uint32_t twins[2])
+{
+	enum { SLOTS = 1 << 21, TRIES = SLOTS / 2 };
+	_cleanup_free_ uint32_t *seen = calloc(SLOTS, sizeof(*seen));
+	uint8_t block[TIER_BLOCK] = { 0 }, other[TIER_BLOCK] = { 0 };
+
+	EXPECT(r, seen, "memory");
+	for (uint32_t n = 1; n < TRIES; n++) {
+		const uint32_t sum = sum_of(key, block, n);
+		uint32_t at = sum % SLOTS;
+
+		for (; seen[at]; at = (at + 1) % SLOTS) {
+			if (sum_of(key, other, seen[at]) != sum)
+				continue;
+			twins[0] = seen[at];
+			twins[1] = n;
+			return 0;
+		}
+		seen[at] = n;
+	}
+	EXPECT(r, false, "no two blocks have the same checksum");
+	return 0;
+}
+
+static CO_FN int write_twin(struct run *r, uint32_t number)
+{
+	uint8_t block[TIER_BLOCK] = { 0 };
+	struct iovec v;
+	struct iov iov = iov_one(&v, block, sizeof(block));
+
+	memcpy(block, &number, sizeof(number));
+	EXPECT(r,
+	       ch_write(run_chan(r), (struct ext){ &obj_none, 0, sizeof(block) }, &iov, 0) == 0 &&
+		       ch_flush(run_chan(r)) == 0,
+	       "write");
+	run_model(r, 0, block, sizeof(block));
+	return 0;
+}
+
+/* What is in memory goes to disk, for other data from there on. */
+static CO_FN int push_out(struct run *r, uint64_t from)
+{
+	for (uint64_t off = from; off < SIZE; off += 256 * KI)
+		if (run_write(r, off, 256 * KI, 0, 1) || ch_flush(run_chan(r)) ||
+		    wait_written(r))
+			return -1;
+	return 0;
+}
+
+/* That checksums are the same does not say that bytes are. */
+static CO_FN int twins_differ(void *arg)
+{
+	struct run *r = arg;
+	struct tier_key key = tier_key_of("block-0", 7, 0);
+	uint32_t twins[2];
+
+	if (find_twins(r, &key, twins) || fill(r) || write_twin(r, twins[0]) ||
+	    push_out(r, 256 * KI) || write_twin(r, twins[1]) || push_out(r, 256 * KI))
+		return -1;
+	return read_from(r, 0);
+}
+
+static void test_twins_differ(void **state)
+{
+	const struct conform what = {
+		.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
+		.size = SIZE,
+		.is_volume = true,
+		.in_chain = true,
+		.in_memory = true
+	};
+	const char *failure = conform_with(&what, twins_differ);
 
 	if (failure)
 		fail_msg("%s", failure);
@@ -648,6 +743,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_journal_first),   cmocka_unit_test(test_no_room_left),
 		cmocka_unit_test(test_survives_a_scan), cmocka_unit_test(test_follows_its_use),
 		cmocka_unit_test(test_resized),         cmocka_unit_test(test_little_is_written),
+		cmocka_unit_test(test_twins_differ),
 	};
 	int failed;
 

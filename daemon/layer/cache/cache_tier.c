@@ -2,9 +2,8 @@
 /*
  * The disk tier's index, reading, and what makes room. See cache_tier.h for the states.
  *
- * Reading takes the checksums out of the index, reads without a lock, and compares. So a slot that
- * is written again meanwhile is noticed like any damage; only that its generation changed tells
- * that it is none.
+ * Reading takes the checksums out of the index, reads without a lock, and compares. A slot that is
+ * given to something else meanwhile has another generation then; what was read of it is not used.
  */
 #include <assert.h>
 #include <errno.h>
@@ -227,11 +226,12 @@ struct wanted {
 	struct tier_stripe *s;
 	uint32_t slot, b, end; /* blocks */
 	uint16_t gen;
-	uint32_t *sums; /* of these blocks */
+	bool counts;
+	uint32_t *sums; /* of these blocks; NULL = only looks */
 };
 
 /* True when it is there, with its checksums. */
-static bool look_up(struct tier *t, struct wanted *w, bool counts)
+static bool look_up(struct tier *t, struct wanted *w)
 {
 	bool is_there;
 
@@ -242,31 +242,38 @@ static bool look_up(struct tier *t, struct wanted *w, bool counts)
 	if (is_there && w->sums)
 		memcpy(w->sums, slot_sums(t, w->s, w->slot) + w->b,
 		       (w->end - w->b) * sizeof(*w->sums));
-	if (is_there && counts) {
+	if (is_there)
+		w->gen = w->s->slots[w->slot].gen;
+	if (is_there && w->counts) {
 		struct slot *g = &w->s->slots[w->slot];
 
 		g->freq = (uint8_t)MIN(g->freq + 1, FREQ_MAX) & FREQ_MAX;
-		w->gen = g->gen;
 	}
-	if (counts && is_there)
+	if (w->counts && is_there)
 		w->s->hits++;
-	else if (counts)
+	else if (w->counts)
 		w->s->misses++;
 	pthread_mutex_unlock(&w->s->lock);
 	return is_there;
 }
 
-/* It is not what it was, whoever did that. */
-static void reject(struct tier *t, const struct wanted *w, bool is_bad)
+/* After the read: may it be used? What is bad goes, unless it is something else by now. */
+static bool is_usable(const struct wanted *w, int rc, bool is_good)
 {
+	bool is_same;
+
 	pthread_mutex_lock(&w->s->lock);
-	w->s->hits--;
-	w->s->misses++;
-	if (w->s->slots[w->slot].gen == w->gen) {
-		w->s->bad += is_bad;
+	is_same = w->s->slots[w->slot].gen == w->gen;
+	if (!is_good || !is_same) {
+		w->s->hits -= w->counts;
+		w->s->misses += w->counts;
+	}
+	if (!is_good && is_same) {
+		w->s->bad += rc == 0;
 		forget(w->s, w->slot);
 	}
 	pthread_mutex_unlock(&w->s->lock);
+	return is_good && is_same;
 }
 
 static CO_FN int read_blocks(struct tier *t, const struct wanted *w, uint8_t *to)
@@ -291,9 +298,7 @@ static CO_FN bool read_slot(struct tier *t, const struct wanted *w, uint8_t *to)
 			  w->sums[b - w->b];
 	if (rc)
 		atomic_fetch_add(&t->errors, 1);
-	if (!is_good)
-		reject(t, w, rc == 0);
-	return is_good;
+	return is_usable(w, rc, is_good);
 }
 
 static CO_FN bool read_wanted(struct tier *t, const struct wanted *w, uint32_t off,
@@ -329,14 +334,15 @@ bool tier_read(struct tier *t, const struct obj *obj, uint64_t n, uint32_t off, 
 	w.key = tier_key_of(obj->name, obj->len, n);
 	w.s = stripe_of(t, w.key.lo);
 	if (!iov)
-		return look_up(t, &w, false);
+		return look_up(t, &w);
 	if (sums_len > sizeof(few)) {
 		many = buf_get(sums_len);
 		if (!many)
 			return false;
 	}
 	w.sums = many ? many : few;
-	is_there = look_up(t, &w, true);
+	w.counts = true;
+	is_there = look_up(t, &w);
 	if (is_there) {
 		part = iov_slice(iov, at, len, store, IOV_SLICE_MAX);
 		is_there = read_wanted(t, &w, off, &part);
@@ -355,7 +361,7 @@ bool tier_has(struct tier *t, const struct obj *obj, uint64_t n)
 	w.end = t->blocks;
 	w.key = tier_key_of(obj->name, obj->len, n);
 	w.s = stripe_of(t, w.key.lo);
-	return look_up(t, &w, false);
+	return look_up(t, &w);
 }
 
 /* --- Coming in -------------------------------------------------------------------------------- */
@@ -509,37 +515,35 @@ void tier_drop(struct tier *t, const struct obj *obj, uint64_t n, uint32_t off, 
 		drop(t, obj, n, off / TIER_BLOCK, (off + len - 1) / TIER_BLOCK + 1);
 }
 
-/* Is granule n these bytes? `sums`: room for those of a granule. */
-static bool is_same(struct tier *t, const struct obj *obj, uint64_t n, const uint8_t *data,
-		    uint32_t *sums)
+/* Is granule n these bytes? `room` is as large as it and its checksums. */
+static CO_FN bool is_same(struct tier *t, const struct obj *obj, uint64_t n, const uint8_t *data,
+			  uint8_t *room)
 {
-	struct wanted w = { .end = t->blocks, .sums = sums };
+	struct wanted w = { .end = t->blocks };
 
 	w.key = tier_key_of(obj->name, obj->len, n);
 	w.s = stripe_of(t, w.key.lo);
-	if (!look_up(t, &w, false))
-		return false;
-	while (w.b < w.end &&
-	       tier_block_sum(&w.key, w.b, data + (size_t)w.b * TIER_BLOCK) == sums[w.b])
-		w.b++;
-	return w.b == w.end;
+	w.sums = (uint32_t *)(void *)(room + t->conf.granule);
+	/* Not the checksums alone: of 2^32 changes they would miss one, and that for ever. */
+	return look_up(t, &w) && read_slot(t, &w, room) && memcmp(room, data, t->conf.granule) == 0;
 }
 
 void tier_drop_changed(struct tier *t, const struct obj *obj, const struct iov *iov)
 {
 	const uint64_t whole = t && iov->n == 1 ? iov->len >> t->shift : 0;
-	uint32_t *sums = whole ? buf_get(t->blocks * sizeof(*sums)) : NULL;
+	const size_t room_len = t ? t->conf.granule + t->blocks * sizeof(uint32_t) : 0;
+	uint8_t *room = whole ? buf_get(room_len) : NULL;
 
-	for (uint64_t n = 0; sums && n < whole; n++) {
+	for (uint64_t n = 0; room && n < whole; n++) {
 		const uint8_t *data = (const uint8_t *)iov->v[0].iov_base + (n << t->shift);
 
-		if (!is_same(t, obj, n, data, sums))
+		if (!is_same(t, obj, n, data, room))
 			drop(t, obj, n, 0, t->blocks);
-		co_yield(); /* the sums of 64 KiB take 4 us, those of large granules more */
+		co_yield(); /* 64 KiB take some 10 us, large granules more */
 	}
-	tier_drop_from(t, obj, sums ? whole : 0);
-	if (sums)
-		buf_put(sums, t->blocks * sizeof(*sums));
+	tier_drop_from(t, obj, room ? whole : 0);
+	if (room)
+		buf_put(room, room_len);
 }
 
 static void drop_all(struct tier *t)
