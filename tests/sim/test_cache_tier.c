@@ -373,7 +373,7 @@ static CO_FN int live(const struct plan *p, void *model)
 	return rc;
 }
 
-#define TIER(more) "cache[disk=/disk/c,mem=1Mi,granule=8Ki" more "]:"
+#define TIER(more) "cache[disk=/disk/c,volume=v,mem=1Mi,granule=8Ki" more "]:"
 #define PLAN(...)                                                                                \
 	{                                                                                        \
 		.ns = 25000 * MS, .pause_ns = 15000 * MS, .flush_ns = 6000 * MS, .fails = 20000, \

@@ -27,7 +27,8 @@
 
 enum { KI = 1024, MI = KI * KI, GRANULE = 64 * KI, SIZE = 4 * MI };
 
-#define TIER       "cache[disk=@/c,size=8Mi,mem=1Mi]:"
+#define TIER       "cache[disk=@/c,volume=v,size=8Mi,mem=1Mi]:"
+#define NAMELESS   "cache[disk=@/c,size=8Mi,mem=1Mi]:"
 #define FILE_BELOW "raw:file:@/disk.img"
 
 static void check(const char *text, uint64_t size, int (*fn)(void *run))
@@ -123,7 +124,7 @@ static CO_FN int found_again(void *arg)
 static void test_found_again(void **state)
 {
 	check(TIER FILE_BELOW, SIZE, found_again);
-	check("cache[disk=@/c,size=8Mi,mem=1Mi,granule=4Ki]:" FILE_BELOW, SIZE, found_again);
+	check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,granule=4Ki]:" FILE_BELOW, SIZE, found_again);
 }
 
 /* Below the mapping, written back. The journal's part of the folder is its own. */
@@ -140,7 +141,7 @@ static CO_FN int found_below(void *arg)
 
 static void test_found_below(void **state)
 {
-	check("sharded[size=256Ki]:cache[disk=@/c,size=12Mi,journal=2Mi,mode=writeback,mem=1Mi,lag=5ms]:"
+	check("sharded[size=256Ki]:cache[disk=@/c,volume=v,size=12Mi,journal=2Mi,mode=writeback,mem=1Mi,lag=5ms]:"
 	      "file:@/vol/",
 	      SIZE, found_below);
 }
@@ -438,7 +439,7 @@ static CO_FN int not_kept(void *arg)
 
 static void test_not_kept(void **state)
 {
-	check("cache[disk=@/c,size=8Mi,mem=1Mi,keep=off]:" FILE_BELOW, SIZE, not_kept);
+	check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,keep=off]:" FILE_BELOW, SIZE, not_kept);
 }
 
 /* --- Whose it is ------------------------------------------------------------------------------ */
@@ -556,6 +557,45 @@ static void test_made_again(void **state)
 	check("sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi]:file:@/vol/", SIZE, made_again);
 }
 
+/* Nothing says that the disk is the one it was: it may have got another's name, or be empty. */
+static CO_FN int nameless(void *arg)
+{
+	struct run *r = arg;
+	char path[320];
+
+	(void)snprintf(path, sizeof(path), "%s/disk.img", r->folder);
+	if (fill(r) || run_check_all(r) || run_shut(r))
+		return -1;
+	EXPECT(r, truncate(path, 0) == 0 && truncate(path, SIZE) == 0, "%s", path);
+	memset(r->model, 0, SIZE);
+	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
+}
+
+static void test_nameless(void **state)
+{
+	check(NAMELESS FILE_BELOW, SIZE, nameless);
+}
+
+/* Made anew through the same chain: whoever it is said to be, it is empty. */
+static CO_FN int made_anew(void *arg)
+{
+	struct run *r = arg;
+	struct err err = { "" };
+	struct other o;
+
+	if (fill(r) || run_check_all(r) || run_shut(r) || build_other(r, r->what->text, &o))
+		return -1;
+	EXPECT(r, chain_create(o.chain, SIZE, true, &err) == 0, "%s", err.msg);
+	free_other(&o);
+	memset(r->model, 0, SIZE);
+	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
+}
+
+static void test_made_anew(void **state)
+{
+	check(TIER FILE_BELOW, SIZE, made_anew);
+}
+
 /* --- The folder ------------------------------------------------------------------------------- */
 
 static CO_FN int one_daemon(void *arg)
@@ -566,7 +606,13 @@ static CO_FN int one_daemon(void *arg)
 
 	if (build_other(r, OTHER, &o))
 		return -1;
+	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == -EBUSY, "%s", err.msg);
+	EXPECT(r, strstr(err.msg, "/c"), "it is named: %s", err.msg);
+	if (run_shut(r))
+		return -1;
 	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == 0, "%s", err.msg);
+	if (run_reopen(r, false))
+		return -1;
 	EXPECT(r, chain_open(o.chain, &err) == -EBUSY, "%s", err.msg);
 	EXPECT(r, strstr(err.msg, "/c"), "it is named: %s", err.msg);
 	if (run_shut(r))
@@ -602,7 +648,7 @@ static CO_FN int journal_first(void *arg)
 
 static void test_journal_first(void **state)
 {
-	check("cache[disk=@/c,size=8Mi,journal=2Mi,mode=writeback,lag=1h]:"
+	check("cache[disk=@/c,volume=v,size=8Mi,journal=2Mi,mode=writeback,lag=1h]:"
 	      "fault[ops=write,count=1,error=EPERM]:" FILE_BELOW,
 	      SIZE, journal_first);
 }
@@ -619,7 +665,7 @@ static CO_FN int no_room_left(void *arg)
 	int rc = 0;
 
 	if (fill(r) || run_shut(r) ||
-	    build_other(r, "cache[disk=@/c,size=2Mi,mode=writeback]:" FILE_BELOW, &o))
+	    build_other(r, "cache[disk=@/c,volume=v,size=2Mi,mode=writeback]:" FILE_BELOW, &o))
 		return -1;
 	EXPECT(r, chain_open(o.chain, &err) == 0, "%s", err.msg);
 	EXPECT(r,
@@ -633,7 +679,7 @@ static CO_FN int no_room_left(void *arg)
 
 static void test_no_room_left(void **state)
 {
-	check("cache[disk=@/c,size=10Mi,journal=2Mi,mode=writeback]:" FILE_BELOW, SIZE,
+	check("cache[disk=@/c,volume=v,size=10Mi,journal=2Mi,mode=writeback]:" FILE_BELOW, SIZE,
 	      no_room_left);
 }
 
@@ -743,7 +789,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_journal_first),   cmocka_unit_test(test_no_room_left),
 		cmocka_unit_test(test_survives_a_scan), cmocka_unit_test(test_follows_its_use),
 		cmocka_unit_test(test_resized),         cmocka_unit_test(test_little_is_written),
-		cmocka_unit_test(test_twins_differ),
+		cmocka_unit_test(test_twins_differ),    cmocka_unit_test(test_nameless),
+		cmocka_unit_test(test_made_anew),
 	};
 	int failed;
 

@@ -46,12 +46,12 @@ static const struct conform chains[] = {
 	{ .text = "cache[mem=1Mi]:mem[size=5Mi]", .size = 5 * MI, .has_holes = true },
 	{ .text = "cache[mem=1Mi,granule=4Ki]:delay[read=200us,write=100us,jitter=300us]:mem[size=5000001]",
 	  .size = 5000001 },
-	{ .text = "cache[disk=@/cache,size=2Mi,mem=1Mi,granule=8Ki]:delay[read=100us,jitter=200us]:"
+	{ .text = "cache[disk=@/cache,volume=v,size=2Mi,mem=1Mi,granule=8Ki]:delay[read=100us,jitter=200us]:"
 		  "raw:file:@/disk.img",
 	  .size = 5 * MI,
 	  .is_volume = true,
 	  .in_memory = true },
-	{ .text = "cache[disk=@/cache,size=3Mi,mem=1Mi]:raw:file:@/disk.img",
+	{ .text = "cache[disk=@/cache,volume=v,size=3Mi,mem=1Mi]:raw:file:@/disk.img",
 	  .size = 5000001,
 	  .is_volume = true,
 	  .in_memory = true },
@@ -60,7 +60,7 @@ static const struct conform chains[] = {
 	  .is_volume = true,
 	  .in_chain = true,
 	  .in_memory = true },
-	{ .text = "sharded[size=64Ki]:cache[disk=@/cache,size=4Mi,journal=1Mi,mode=writeback,mem=1Mi,"
+	{ .text = "sharded[size=64Ki]:cache[disk=@/cache,volume=v,size=4Mi,journal=1Mi,mode=writeback,mem=1Mi,"
 		  "granule=16Ki,lag=2ms]:file:@/vol/",
 	  .size = 5000001,
 	  .is_volume = true,

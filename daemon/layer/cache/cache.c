@@ -366,11 +366,35 @@ static bool kid_makes(const struct layer *l, bool create)
 	return false;
 }
 
+/* Of what is in the folder; without one r->folder is NULL. *volume: the caller frees it. */
+static int removal_of(const struct layer *l, struct journal_removal *r, char **volume,
+		      struct err *err)
+{
+	const struct cache *c = l->self;
+
+	*r = (struct journal_removal){ .folder = c->disk };
+	if (!c->disk)
+		return 0;
+	*volume = back_volume(l);
+	if (!*volume)
+		return err_set(err, -ENOMEM, "out of memory");
+	r->volume = *volume;
+	r->any_export = !c->volume && !l->is_keyed && !l->export_name;
+	return 0;
+}
+
 static CO_FN int cache_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
 			      struct err *err)
 {
-	if (l->is_keyed && !kid_makes(l, true))
-		return 0;
+	_cleanup_free_ char *volume = NULL;
+	struct journal_removal r;
+	int rc = removal_of(l, &r, &volume, err);
+
+	/* Whatever of a former volume of this name is there is not the new one's. */
+	if (!rc && r.folder)
+		rc = tier_remove(&r, err);
+	if (rc || (l->is_keyed && !kid_makes(l, true)))
+		return rc;
 	return layer_create(l->kids[0], obj, size, force, err);
 }
 
@@ -382,19 +406,14 @@ static CO_FN int destroy_below(struct layer *l, const struct obj *obj, struct er
 /* Journal and cached data go with their volume. That they are this volume's is asked before anything goes. */
 static CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err)
 {
-	const struct cache *c = l->self;
 	_cleanup_free_ char *volume = NULL;
-	struct journal_removal r = { .folder = c->disk };
-	int rc;
+	struct journal_removal r;
+	int rc = removal_of(l, &r, &volume, err);
 
-	if (!c->disk)
+	if (!rc && !r.folder)
 		return destroy_below(l, obj, err);
-	volume = back_volume(l);
-	if (!volume)
-		return err_set(err, -ENOMEM, "out of memory");
-	r.volume = volume;
-	r.any_export = !c->volume && !l->is_keyed && !l->export_name;
-	rc = journal_may_remove(&r, err);
+	if (!rc)
+		rc = journal_may_remove(&r, err);
 	if (!rc)
 		rc = destroy_below(l, obj, err);
 	if (!rc)

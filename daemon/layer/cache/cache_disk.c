@@ -54,9 +54,11 @@ static CO_FN int open_tier(struct layer *l, const char *identity, struct err *er
 		.identity = identity,
 		.name = l->export_name ? l->export_name : "cache",
 		.size = c->tier_size,
+		.disk_size = l->is_keyed ? 0 : l->kids[0]->size,
 		.granule = (uint32_t)c->granule,
 		.dir_fd = c->back ? c->back->journal.dir_fd : -1,
 		.is_keyed = l->is_keyed,
+		.is_named = c->volume != NULL,
 		/* What nobody here can write to somebody else does. */
 		.keeps = c->keep && (l->kids[0]->caps & CAN_WRITE) && is_lasting(l->kids[0]),
 		.flush = flush_below,

@@ -37,10 +37,12 @@ struct tier_conf {
 	const char *identity;        /* borrowed; of the volume, "" = none */
 	const char *name;            /* borrowed; of the export, for the log */
 	uint64_t size;               /* bytes in all */
+	uint64_t disk_size;          /* bytes, of the disk that it is in front of; 0 = of objects */
 	uint32_t granule;
 	int dir_fd; /* the folder, locked by who owns it; -1 = it is to be made and locked */
 	bool is_keyed;
-	bool keeps; /* what a former run left is used */
+	bool is_named; /* `volume` is the operator's word, and enough without an identity */
+	bool keeps;    /* what a former run left is used */
 	/* Makes stable below what was answered. Called on the reactor that opens. */
 	CO_FN int (*flush)(void *arg);
 	void *arg;

@@ -171,8 +171,11 @@ static const char *judge(const struct tier *t, const struct head *h)
 		return "no good head";
 	if (!head_is_of(h, t->conf.volume))
 		return "another volume";
-	if (strncmp(h->identity, t->conf.identity, sizeof(h->identity)) != 0)
+	if (strcmp(h->identity, t->conf.identity) != 0)
 		return "another volume of this name";
+	/* Another disk may have got its name. */
+	if (!*h->identity && !t->conf.is_named)
+		return "nothing but its name says that it is the same volume; say volume=";
 	if (h->granule != t->conf.granule || h->slots != t->slots_n)
 		return "another size";
 	return t->conf.keeps ? NULL : "not to be kept";
