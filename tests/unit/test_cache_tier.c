@@ -596,6 +596,67 @@ static void test_made_anew(void **state)
 	check(TIER FILE_BELOW, SIZE, made_anew);
 }
 
+/* Opened for a write of one byte, or none. */
+static CO_FN int use_other(struct run *r, const char *form, const uint8_t *byte)
+{
+	struct err err = { "" };
+	struct other o;
+	struct iovec v;
+	struct iov iov = iov_one(&v, (void *)(uintptr_t)byte, 1);
+	int rc = 0;
+
+	if (build_other(r, form, &o))
+		return -1;
+	EXPECT(r, chain_open(o.chain, &err) == 0, "%s", err.msg);
+	if (byte)
+		rc = ch_write(chain_chan(o.chain, &rc), (struct ext){ &obj_none, MI, 1 }, &iov, 0);
+	EXPECT(r, rc == 0 && chain_close(o.chain) == 0, "write, close");
+	free_other(&o);
+	return 0;
+}
+
+/* One name for two places in the chain: what is changed in one is not noticed in the other. */
+static CO_FN int above_and_below(void *arg)
+{
+	const uint8_t byte = 0x55;
+	struct run *r = arg;
+
+	if (fill(r) || run_check_all(r) || run_shut(r) ||
+	    use_other(r,
+		      "sharded[size=256Ki]:cache[disk=@/c,volume=v,size=8Mi,mem=1Mi]:file:@/vol/",
+		      &byte))
+		return -1;
+	run_model(r, MI, &byte, 1);
+	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
+}
+
+static void test_above_and_below(void **state)
+{
+	check(TIER "sharded[size=256Ki]:file:@/vol/", SIZE, above_and_below);
+}
+
+/* Made smaller, used, and made larger again, by somebody else: behind the old end are zeroes. */
+static CO_FN int smaller_and_larger(void *arg)
+{
+	struct run *r = arg;
+	char path[320];
+
+	(void)snprintf(path, sizeof(path), "%s/disk.img", r->folder);
+	if (fill(r) || run_check_all(r) || run_shut(r))
+		return -1;
+	EXPECT(r, truncate(path, SIZE / 2) == 0, "%s", path);
+	if (use_other(r, TIER "raw:file:@/disk.img", NULL))
+		return -1;
+	EXPECT(r, truncate(path, SIZE) == 0, "%s", path);
+	memset(r->model + SIZE / 2, 0, SIZE / 2);
+	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
+}
+
+static void test_smaller_and_larger(void **state)
+{
+	check(TIER FILE_BELOW, SIZE, smaller_and_larger);
+}
+
 /* --- The folder ------------------------------------------------------------------------------- */
 
 static CO_FN int one_daemon(void *arg)
@@ -657,22 +718,11 @@ static void test_journal_first(void **state)
 static CO_FN int no_room_left(void *arg)
 {
 	struct run *r = arg;
-	struct err err = { "" };
-	struct other o;
-	uint8_t byte = 0x55;
-	struct iovec v;
-	struct iov iov = iov_one(&v, &byte, 1);
-	int rc = 0;
+	const uint8_t byte = 0x55;
 
 	if (fill(r) || run_shut(r) ||
-	    build_other(r, "cache[disk=@/c,volume=v,size=2Mi,mode=writeback]:" FILE_BELOW, &o))
+	    use_other(r, "cache[disk=@/c,volume=v,size=2Mi,mode=writeback]:" FILE_BELOW, &byte))
 		return -1;
-	EXPECT(r, chain_open(o.chain, &err) == 0, "%s", err.msg);
-	EXPECT(r,
-	       ch_write(chain_chan(o.chain, &rc), (struct ext){ &obj_none, MI, 1 }, &iov, 0) == 0,
-	       "write");
-	EXPECT(r, chain_close(o.chain) == 0, "close");
-	free_other(&o);
 	run_model(r, MI, &byte, 1);
 	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
 }
@@ -790,7 +840,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_survives_a_scan), cmocka_unit_test(test_follows_its_use),
 		cmocka_unit_test(test_resized),         cmocka_unit_test(test_little_is_written),
 		cmocka_unit_test(test_twins_differ),    cmocka_unit_test(test_nameless),
-		cmocka_unit_test(test_made_anew),
+		cmocka_unit_test(test_made_anew),       cmocka_unit_test(test_above_and_below),
+		cmocka_unit_test(test_smaller_and_larger),
 	};
 	int failed;
 

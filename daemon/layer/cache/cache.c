@@ -348,6 +348,7 @@ static CO_FN int cache_resize(struct chan *ch, uint64_t size, enum resize_phase 
 	rc = ch_resize(ch->kids[0], size, phase, err);
 	cache_table_drop_from(c->table, &obj_none, from);
 	tier_drop_from(c->tier, &obj_none, from);
+	tier_resize(c->tier, ch->kids[0]->layer->size);
 	tier_done(c->tier, (struct ext){ &obj_none, from << c->shift, UINT64_MAX });
 	if (rc)
 		return rc;

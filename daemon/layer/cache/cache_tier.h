@@ -34,7 +34,7 @@ struct journal_removal;
 
 struct tier_conf {
 	const char *folder, *volume; /* borrowed; whose it is */
-	const char *identity;        /* borrowed; of the volume, "" = none */
+	const char *identity;        /* copied; of the volume, "" = none */
 	const char *name;            /* borrowed; of the export, for the log */
 	uint64_t size;               /* bytes in all */
 	uint64_t disk_size;          /* bytes, of the disk that it is in front of; 0 = of objects */
@@ -101,6 +101,12 @@ void tier_drop_from(struct tier *t, const struct obj *obj, uint64_t first);
 void tier_mark(struct tier *t, struct ext e);
 CO_FN void tier_settle(struct tier *t);
 void tier_done(struct tier *t, struct ext e);
+
+/*
+ * The disk has another size; between tier_settle() and tier_done() of all that lies behind the smaller
+ * one, after it was dropped.
+ */
+CO_FN void tier_resize(struct tier *t, uint64_t size);
 
 struct tier_view {
 	uint64_t limit, bytes, hits, misses, evictions, queued;

@@ -22,7 +22,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-enum { VERSION = 1, LOAD_LEN = 256 << 10 };
+enum { VERSION = 2, LOAD_LEN = 256 << 10 };
 
 /* Tries for a file that a killed daemon's ring still writes to. */
 enum { LOCK_TRIES = 150 };
@@ -35,8 +35,9 @@ struct head {
 	char magic[8];
 	uint32_t version, granule;
 	uint64_t slots, id, volume_sum;
+	uint64_t disk_size, is_keyed;
 	char identity[IDENTITY_LEN + 8];
-	char volume[440]; /* ends with NUL; shortened */
+	char volume[424]; /* shortened; both end with NUL */
 	uint64_t sum;
 };
 
@@ -147,6 +148,8 @@ static void head_make(const struct tier *t, struct head *h)
 	h->slots = t->slots_n;
 	h->id = t->id;
 	h->volume_sum = XXH3_64bits(volume, strlen(volume));
+	h->disk_size = t->conf.disk_size;
+	h->is_keyed = t->conf.is_keyed;
 	(void)snprintf(h->identity, sizeof(h->identity), "%s", t->conf.identity);
 	(void)snprintf(h->volume, sizeof(h->volume), "%s", volume);
 	h->sum = XXH3_64bits(h, offsetof(struct head, sum));
@@ -155,7 +158,9 @@ static void head_make(const struct tier *t, struct head *h)
 static bool head_is_good(const struct head *h)
 {
 	return memcmp(h->magic, magic, sizeof(magic)) == 0 && h->version == VERSION &&
-	       h->sum == XXH3_64bits(h, offsetof(struct head, sum));
+	       h->sum == XXH3_64bits(h, offsetof(struct head, sum)) &&
+	       memchr(h->identity, '\0', sizeof(h->identity)) &&
+	       memchr(h->volume, '\0', sizeof(h->volume));
 }
 
 static bool head_is_of(const struct head *h, const char *volume)
@@ -178,6 +183,12 @@ static const char *judge(const struct tier *t, const struct head *h)
 		return "nothing but its name says that it is the same volume; say volume=";
 	if (h->granule != t->conf.granule || h->slots != t->slots_n)
 		return "another size";
+	/* What happened in the other place was not noted here. */
+	if (h->is_keyed != t->conf.is_keyed)
+		return "it was above the mapping, and is below it, or the other way round";
+	/* Behind a former end may be what was there once. */
+	if (h->disk_size != t->conf.disk_size)
+		return "another size of the disk";
 	return t->conf.keeps ? NULL : "not to be kept";
 }
 
@@ -225,22 +236,40 @@ static CO_FN int load(struct tier *t)
 	return rc;
 }
 
-/* Made anew. What is there has another id, so nothing of it is good any more. */
-static CO_FN int format(struct tier *t)
+static CO_FN int head_write(struct tier *t)
 {
 	struct head h;
 	struct iovec v = { &h, sizeof(h) };
 	int rc;
 
-	t->id = random_start();
 	head_make(t, &h);
+	rc = io_pwrite_full(t->index_fd, &v, 1, 0, 0);
+	return rc ? rc : io_fdatasync(t->index_fd);
+}
+
+void tier_resize(struct tier *t, uint64_t size)
+{
+	int rc;
+
+	if (!t || !atomic_load(&t->is_on))
+		return;
+	t->conf.disk_size = size;
+	rc = head_write(t);
+	if (rc)
+		tier_give_up(t, "index", rc);
+}
+
+/* Made anew. What is there has another id, so nothing of it is good any more. */
+static CO_FN int format(struct tier *t)
+{
+	int rc;
+
+	t->id = random_start();
 	rc = io_ftruncate(t->index_fd, TIER_HEAD + t->slots_n * t->entry_len);
 	if (!rc)
 		rc = io_ftruncate(t->data_fd, t->slots_n * t->conf.granule);
 	if (!rc)
-		rc = io_pwrite_full(t->index_fd, &v, 1, 0, 0);
-	if (!rc)
-		rc = io_fdatasync(t->index_fd);
+		rc = head_write(t);
 	if (!rc)
 		rc = tier_marks_write(t);
 	return rc ? rc : io_fsync(t->dir_fd);
@@ -312,17 +341,16 @@ CO_FN void tier_files_close(struct tier *t)
 
 CO_FN int tier_files_remove(int dir_fd)
 {
-	bool is_any = false;
 	int rc = 0;
 
 	for (unsigned i = 0; i < ARRAY_LEN(file_names); i++) {
 		const int one = io_unlinkat(dir_fd, file_names[i], 0);
 
-		is_any |= one == 0;
 		if (one && one != -ENOENT && !rc)
 			rc = one;
 	}
-	return rc || !is_any ? rc : io_fsync(dir_fd);
+	/* Also when nothing is there: who removed it may not have come to this. */
+	return rc ? rc : io_fsync(dir_fd);
 }
 
 CO_FN int tier_files_open(struct tier *t, struct err *err)

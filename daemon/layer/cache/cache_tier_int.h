@@ -4,8 +4,8 @@
  *
  * On disk, in the machine's byte order (a head of another one is not known, so the files are made anew):
  *
- *	tier-index	head (512 bytes: magic, version, granule, slots, id, volume, checksum), zeroes up to
- *			4096, an entry for each slot: checksum, key, number of the granule, region,
+ *	tier-index	head (512 bytes: magic, version, granule, slots, id, whose it is, checksum), zeroes
+ *			up to 4096, an entry for each slot: checksum, key, number of the granule, region,
  *			checksums of its blocks (0 = not there)
  *	tier-data	a granule for each slot
  *	tier-marks	a bit for each region, in sectors of 504 bytes with a checksum
@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 
 #include "layer/cache/cache_tier.h"
+#include "nbdrs/identity.h"
 #include "nbdrs/list.h"
 #include "nbdrs/reactor.h"
 
@@ -95,6 +96,7 @@ struct tier_marks {
 
 struct tier {
 	struct tier_conf conf;
+	char identity[IDENTITY_LEN + 1]; /* conf.identity */
 	unsigned shift; /* log2 of granule */
 	uint32_t blocks, entry_len;
 	uint64_t slots_n;

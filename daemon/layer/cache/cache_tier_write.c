@@ -2,12 +2,13 @@
 /*
  * The disk tier's one writer: a fiber that writes what is queued, a granule and then its entry, and
  * between that makes the index on disk agree with the one in memory, so that marks can go. All
- * writing to index and data is its, so no write of an entry passes another one.
+ * writing to entries and data is its, so no write of an entry passes another one.
  *
  * Also the tier's life: opening, and an end after which everything in the files is good.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -289,6 +290,8 @@ int tier_open(const struct tier_conf *conf, struct tier **out, struct err *err)
 	if (!t)
 		return err_set(err, -ENOMEM, "out of memory");
 	t->conf = *conf;
+	(void)snprintf(t->identity, sizeof(t->identity), "%s", conf->identity);
+	t->conf.identity = t->identity;
 	rc = init(t);
 	if (rc)
 		(void)err_set(err, rc, "layer cache: no memory for the index of %s", conf->folder);
