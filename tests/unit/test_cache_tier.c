@@ -442,6 +442,22 @@ static void test_not_kept(void **state)
 	check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,keep=off]:" FILE_BELOW, SIZE, not_kept);
 }
 
+/* The layer below does not say that what is there will last: the volume opens without what was kept. */
+static CO_FN int not_flushed(void *arg)
+{
+	struct run *r = arg;
+
+	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
+		return -1;
+	EXPECT(r, below(r) == SIZE / GRANULE / 8, "reads: %" PRIu64, below(r));
+	return 0;
+}
+
+static void test_not_flushed(void **state)
+{
+	check(TIER "fault[ops=flush,count=1,error=EIO]:" FILE_BELOW, SIZE, not_flushed);
+}
+
 /* --- Whose it is ------------------------------------------------------------------------------ */
 
 /* Another chain while the run's is shut; "@" is its folder. */
@@ -841,7 +857,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_resized),         cmocka_unit_test(test_little_is_written),
 		cmocka_unit_test(test_twins_differ),    cmocka_unit_test(test_nameless),
 		cmocka_unit_test(test_made_anew),       cmocka_unit_test(test_above_and_below),
-		cmocka_unit_test(test_smaller_and_larger),
+		cmocka_unit_test(test_smaller_and_larger), cmocka_unit_test(test_not_flushed),
 	};
 	int failed;
 

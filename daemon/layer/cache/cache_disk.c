@@ -13,8 +13,12 @@
 #include "layer/cache/cache_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/identity.h"
+#include "nbdrs/log.h"
 
-/* What memory has goes to disk at the end, for so long at most; at an upgrade clients wait for that. */
+/*
+ * What memory has goes to disk at the end, for so long at most, and what is not valid any more goes from
+ * the index, for as long again; at an upgrade clients wait for that.
+ */
 #define LAST_NS    UINT64_C(2000000000)
 #define UPGRADE_NS UINT64_C(200000000)
 
@@ -73,10 +77,11 @@ static CO_FN int open_tier(struct layer *l, const char *identity, struct err *er
 	/* What a killed daemon left unflushed there could be lost there, and be here. */
 	rc = flush_below(c);
 	if (rc)
-		(void)err_set(err, rc, "layer cache: the layer below cannot be flushed: %s",
-			      err_name(rc));
-	else
-		rc = tier_open(&conf, &c->tier, err);
+		log_warn(
+			"%s: no cached data on disk is used, the layer below cannot be flushed folder=%s error=%s",
+			conf.name, conf.folder, err_name(rc));
+	conf.keeps &= rc == 0;
+	rc = tier_open(&conf, &c->tier, err);
 	if (rc)
 		layer_chan_close(c->below);
 	else
@@ -111,13 +116,16 @@ static CO_FN int stop(void *arg)
 {
 	struct layer *l = arg;
 	struct cache *c = l->self;
-	const uint64_t until = now_ns() + (l->comes_again ? UPGRADE_NS : LAST_NS);
+	const uint64_t ns = l->comes_again ? UPGRADE_NS : LAST_NS;
+	const uint64_t until = now_ns() + ns;
 
-	while (now_ns() < until && cache_table_evict(c->table, TIER_MIN / 2))
+	while (now_ns() < until && cache_table_evict(c->table, TIER_MIN / 2)) {
 		tier_wait(c->tier);
+		co_yield(); /* it may have all of it */
+	}
 	cache_table_on_evict(c->table, NULL, NULL);
 	/* As back_close(): with what is in the journal nobody waits for the layer below. */
-	tier_close(c->tier, !(l->comes_again && c->back && c->is_local));
+	tier_close(c->tier, !(l->comes_again && c->back && c->is_local), ns);
 	c->tier = NULL;
 	layer_chan_close(c->below);
 	return 0;
@@ -127,8 +135,8 @@ void cache_tier_stop(struct layer *l)
 {
 	struct cache *c = l->self;
 
-	if (c->tier)
-		(void)reactor_call(c->home, stop, l); /* it can't fail */
+	while (c->tier && reactor_call(c->home, stop, l) == -ENOMEM)
+		co_yield(); /* no fiber was to be had; it can't fail itself */
 	free(c->place);
 	c->place = NULL;
 }

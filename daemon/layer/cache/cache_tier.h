@@ -56,9 +56,10 @@ struct tier_conf {
 CO_FN int tier_open(const struct tier_conf *conf, struct tier **out, struct err *err);
 /*
  * Nobody uses it any more. Everything queued is written; with `cleans` the layer below is flushed and
- * all of the files is good then, else what a crash leaves. On the reactor that opened it.
+ * all of the files is good then, else what a crash leaves. The same where writing the index takes
+ * longer than `ns`. On the reactor that opened it.
  */
-CO_FN void tier_close(struct tier *t, bool cleans);
+CO_FN void tier_close(struct tier *t, bool cleans, uint64_t ns);
 /*
  * Removes the files, if they are the volume's, or whoever's they are (volume NULL: the folder is
  * locked by the caller). A folder without them is fine.

@@ -109,6 +109,7 @@ struct tier {
 	uint32_t *sums;        /* of all slots; guarded by their stripe */
 	_Atomic uint64_t last; /* the highest granule number there ever was */
 	_Atomic bool is_on;
+	_Atomic uint64_t clean_until; /* ns: then the end does not wait for the index any longer */
 	_Atomic uint64_t writes, dropped, errors;
 
 	struct tier_marks marks;
@@ -121,6 +122,10 @@ struct tier {
 	unsigned jobs_at, jobs_n, jobs_max;
 	bool is_stopping, has_writer;
 	uint64_t pause_until; /* ns: after an error nothing is taken */
+	/* The layer below is flushed by another fiber: what is queued does not wait for that. */
+	bool is_flushing, is_flushed;
+	uint64_t flush_before; /* ns: what is quiet since then may be clean after it */
+	int flush_rc;
 };
 
 /* --- cache_tier.c ----------------------------------------------------------------------------- */
@@ -181,7 +186,5 @@ CO_FN void tier_marks_take_off(struct tier *t, uint64_t before);
 /* --- cache_tier_write.c ----------------------------------------------------------------------- */
 
 CO_FN void tier_writer(void *arg);
-/* Marks of regions that are quiet since `before` go. -errno: they stay. */
-CO_FN int tier_clean(struct tier *t, uint64_t before);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * The disk tier's one writer: a fiber that writes what is queued, a granule and then its entry, and
- * between that makes the index on disk agree with the one in memory, so that marks can go. All
+ * between that makes the index on disk agree with the one in memory, so that marks can go. Before
+ * that the layer below is flushed, which may take long, so another fiber does it. All
  * writing to entries and data is its, so no write of an entry passes another one.
  *
  * Also the tier's life: opening, and an end after which everything in the files is good.
@@ -20,6 +21,8 @@
 
 #define NS_PER_S UINT64_C(1000000000)
 #define CLEAN_NS (10 * NS_PER_S)
+#define LOOK_NS  (CLEAN_NS / 4)
+#define TRY_NS   (16 * CLEAN_NS) /* the longest time between tries that fail */
 #define PAUSE_NS NS_PER_S
 
 enum { QUEUE_LEN = 16 << 20 }; /* bytes, but for very large granules */
@@ -81,6 +84,11 @@ static bool take_sums(struct tier *t, struct tier_stripe *s, uint32_t i)
 	return is_valid;
 }
 
+static bool is_zero(const uint8_t *p, size_t len)
+{
+	return !p[0] && memcmp(p, p + 1, len - 1) == 0;
+}
+
 static CO_FN int clean_slot(struct tier *t, struct tier_stripe *s, uint32_t i)
 {
 	const uint64_t slot = s->first + i - 1;
@@ -89,6 +97,8 @@ static CO_FN int clean_slot(struct tier *t, struct tier_stripe *s, uint32_t i)
 
 	if (take_sums(t, s, i) && is_good)
 		tier_entry_seal(t, t->entry, slot);
+	else if (!rc && is_zero(t->entry, t->entry_len))
+		return 0; /* there never was one; a full disk has no room for it either */
 	else
 		tier_entry_make(t, NULL, slot);
 	rc = tier_entry_write(t, slot);
@@ -126,17 +136,17 @@ static CO_FN int clean_index(struct tier *t)
 		struct tier_stripe *s = &t->stripes[k];
 
 		for (uint32_t i = 0; !rc && (i = next_stale(s, i)) != 0;)
-			rc = clean_slot(t, s, i);
+			rc = now_ns() < atomic_load(&t->clean_until) ? clean_slot(t, s, i)
+								     : -ETIMEDOUT;
 	}
 	return rc;
 }
 
-int tier_clean(struct tier *t, uint64_t before)
+/* After a flush below: marks of regions that are quiet since `before` go. -errno: they stay. */
+static CO_FN int clean(struct tier *t, uint64_t before)
 {
-	int rc = t->conf.flush(t->conf.arg);
+	int rc = clean_index(t);
 
-	if (!rc)
-		rc = clean_index(t);
 	if (rc)
 		return rc;
 	rc = io_fdatasync(t->index_fd);
@@ -149,33 +159,80 @@ int tier_clean(struct tier *t, uint64_t before)
 
 /* --- The fiber -------------------------------------------------------------------------------- */
 
-/* With the lock held. */
+static CO_FN void flush_below(void *arg)
+{
+	struct tier *t = arg;
+	const int rc = t->conf.flush(t->conf.arg);
+
+	pthread_mutex_lock(&t->lock);
+	t->flush_rc = rc;
+	t->is_flushed = true;
+	co_wq_wake_all(&t->work);
+	pthread_mutex_unlock(&t->lock);
+}
+
+/* With the lock held, but not meanwhile. */
+static CO_FN void begin_clean(struct tier *t, uint64_t now)
+{
+	const uint64_t before = now > CLEAN_NS ? now - CLEAN_NS : 0;
+
+	t->flush_before = before;
+	t->is_flushing = true;
+	t->is_flushed = false;
+	pthread_mutex_unlock(&t->lock);
+	if (!tier_marks_due(t, before) || co_spawn(flush_below, t) != 0) {
+		pthread_mutex_lock(&t->lock);
+		t->is_flushing = false; /* not yet */
+	} else {
+		pthread_mutex_lock(&t->lock);
+	}
+}
+
+/* The same. How long to wait before the next: a store or a disk that fails is not asked all the time. */
+static CO_FN uint64_t end_clean(struct tier *t, uint64_t pause)
+{
+	const uint64_t before = t->flush_before;
+	int rc = t->flush_rc;
+
+	pthread_mutex_unlock(&t->lock);
+	if (!rc && atomic_load(&t->is_on))
+		rc = clean(t, before);
+	pthread_mutex_lock(&t->lock);
+	t->is_flushing = false;
+	return rc ? MIN(2 * pause, TRY_NS) : LOOK_NS;
+}
+
+/* The same. */
 static CO_FN void sleep_some(struct tier *t)
 {
-	if (atomic_load(&t->marks.n))
-		(void)co_wq_wait_for(&t->work, &t->lock, CLEAN_NS / 4); /* looks either way */
-	else
+	const uint64_t now = now_ns();
+
+	if (t->is_flushing || !atomic_load(&t->marks.n)) {
 		co_wq_wait(&t->work, &t->lock);
+	} else if (co_wq_wait_for(&t->work, &t->lock, LOOK_NS) == -ETIMEDOUT &&
+		   now_ns() - now < LOOK_NS) {
+		pthread_mutex_unlock(&t->lock); /* no memory for a timer */
+		co_yield();
+		pthread_mutex_lock(&t->lock);
+	}
 }
 
 CO_FN void tier_writer(void *arg)
 {
 	struct tier *t = arg;
-	uint64_t clean_at = 0;
+	uint64_t clean_at = 0, pause = LOOK_NS;
 
 	pthread_mutex_lock(&t->lock);
-	while (!t->is_stopping || t->jobs_n) {
+	while (!t->is_stopping || t->jobs_n || t->is_flushing) {
 		const uint64_t now = now_ns();
 
-		if (now >= clean_at && !t->is_stopping && atomic_load(&t->is_on) &&
-		    atomic_load(&t->marks.n)) {
-			const uint64_t before = now > CLEAN_NS ? now - CLEAN_NS : 0;
-
-			clean_at = now + CLEAN_NS / 4;
-			pthread_mutex_unlock(&t->lock);
-			if (tier_marks_due(t, before))
-				(void)tier_clean(t, before); /* later, then */
-			pthread_mutex_lock(&t->lock);
+		if (t->is_flushing && t->is_flushed) {
+			pause = end_clean(t, pause);
+			clean_at = now_ns() + pause;
+		} else if (now >= clean_at && !t->is_stopping && !t->is_flushing &&
+			   atomic_load(&t->is_on) && atomic_load(&t->marks.n)) {
+			clean_at = now + LOOK_NS;
+			begin_clean(t, now);
 		} else if (t->jobs_n) {
 			do_job(t);
 		} else {
@@ -262,6 +319,7 @@ static int init(struct tier *t)
 	t->entry_len = (uint32_t)align_up(40 + 4 * (uint64_t)t->blocks, 64);
 	t->slots_n = MIN(t->conf.size / (granule + t->entry_len), (uint64_t)UINT32_MAX / 2);
 	t->jobs_max = (unsigned)MIN(MAX(QUEUE_LEN / granule, UINT64_C(4)), (uint64_t)TIER_JOBS_MAX);
+	atomic_store(&t->clean_until, UINT64_MAX);
 	t->home = reactor_self();
 	t->entry = malloc(t->entry_len);
 	rc = tier_marks_init(t);
@@ -320,22 +378,29 @@ int tier_open(const struct tier_conf *conf, struct tier **out, struct err *err)
 }
 
 /* Without marks nothing has to be stable; but what is known not to be there need not be found again. */
-static CO_FN int clean_all(struct tier *t)
+static CO_FN int clean_all(struct tier *t, uint64_t ns)
 {
-	return atomic_load(&t->marks.n) ? tier_clean(t, UINT64_MAX) : clean_index(t);
+	const bool is_any = atomic_load(&t->marks.n);
+	int rc = is_any ? t->conf.flush(t->conf.arg) : 0;
+
+	atomic_store(&t->clean_until, now_ns() + ns);
+	if (rc)
+		return rc;
+	return is_any ? clean(t, UINT64_MAX) : clean_index(t);
 }
 
-void tier_close(struct tier *t, bool cleans)
+void tier_close(struct tier *t, bool cleans, uint64_t ns)
 {
 	if (!t)
 		return;
+	atomic_store(&t->clean_until, now_ns() + ns); /* of the writer's */
 	pthread_mutex_lock(&t->lock);
 	t->is_stopping = true;
 	co_wq_wake_all(&t->work);
 	while (t->has_writer)
 		co_wq_wait(&t->idle, &t->lock);
 	pthread_mutex_unlock(&t->lock);
-	if (cleans && atomic_load(&t->is_on) && clean_all(t) != 0)
+	if (cleans && atomic_load(&t->is_on) && clean_all(t, ns) != 0)
 		log_info("%s: of the data cached on disk some will not be used folder=%s",
 			 t->conf.name, t->conf.folder);
 	free_tier(t);
