@@ -21,6 +21,7 @@ enum {
 	FREQ_MAX = 3,
 	STEPS_MAX = 64, /* looked at to make room; a lock is held */
 	SUMS_FEW = 64,
+	TURN = 1024, /* slots worked on at a stretch before others have their turn */
 };
 
 /* --- Life ------------------------------------------------------------------------------------- */
@@ -87,8 +88,11 @@ int tier_index_init(struct tier *t)
 		struct tier_stripe *s = &t->stripes[i];
 
 		rc = stripe_init(s, i * per, (uint32_t)per);
-		for (uint32_t k = 1; k <= per && !rc; k++)
+		for (uint32_t k = 1; k <= per && !rc; k++) {
 			append(s, k, QUEUE_FREE);
+			if (k % (16 * TURN) == 0)
+				co_yield();
+		}
 	}
 	return t->sums ? rc : -ENOMEM;
 }
@@ -546,17 +550,27 @@ void tier_drop_changed(struct tier *t, const struct obj *obj, const struct iov *
 		buf_put(room, room_len);
 }
 
-static void drop_all(struct tier *t)
+/* Some of the stripe; true when more is there. */
+static bool drop_some(struct tier_stripe *s)
 {
-	for (unsigned k = 0; k < t->stripes_n; k++) {
-		struct tier_stripe *s = &t->stripes[k];
+	unsigned left = TURN;
+	bool is_more;
 
-		pthread_mutex_lock(&s->lock);
-		for (enum slot_queue q = QUEUE_SMALL; q < QUEUES_N; q++)
-			while (s->queues[q].n)
-				forget(s, s->queues[q].head);
-		pthread_mutex_unlock(&s->lock);
-	}
+	pthread_mutex_lock(&s->lock);
+	for (enum slot_queue q = QUEUE_SMALL; q < QUEUES_N; q++)
+		for (; s->queues[q].n && left; left--)
+			forget(s, s->queues[q].head);
+	is_more = s->queues[QUEUE_SMALL].n + s->queues[QUEUE_MAIN].n > 0;
+	pthread_mutex_unlock(&s->lock);
+	return is_more;
+}
+
+/* What comes in meanwhile goes as well, or not: it is new. */
+static CO_FN void drop_all(struct tier *t)
+{
+	for (unsigned k = 0; k < t->stripes_n; k++)
+		while (drop_some(&t->stripes[k]))
+			co_yield();
 }
 
 void tier_drop_from(struct tier *t, const struct obj *obj, uint64_t first)
@@ -569,8 +583,11 @@ void tier_drop_from(struct tier *t, const struct obj *obj, uint64_t first)
 		drop_all(t); /* cheaper than to ask for each */
 		return;
 	}
-	for (uint64_t n = first; n <= last; n++)
+	for (uint64_t n = first; n <= last; n++) {
 		drop(t, obj, n, 0, t->blocks);
+		if ((n - first) % TURN == TURN - 1)
+			co_yield();
+	}
 }
 
 /* --- Looking at it ---------------------------------------------------------------------------- */

@@ -92,7 +92,7 @@ void tier_drop(struct tier *t, const struct obj *obj, uint64_t n, uint32_t off, 
  */
 CO_FN void tier_drop_changed(struct tier *t, const struct obj *obj, const struct iov *iov);
 /* Nor is anything of the object from granule `first` on. */
-void tier_drop_from(struct tier *t, const struct obj *obj, uint64_t first);
+CO_FN void tier_drop_from(struct tier *t, const struct obj *obj, uint64_t first);
 
 /*
  * Around each change below: tier_mark() for all of its extents, tier_settle() before the request

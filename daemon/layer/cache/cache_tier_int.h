@@ -130,7 +130,7 @@ struct tier {
 
 /* --- cache_tier.c ----------------------------------------------------------------------------- */
 
-int tier_index_init(struct tier *t);
+CO_FN int tier_index_init(struct tier *t);
 void tier_index_free(struct tier *t);
 static inline uint32_t *slot_sums(const struct tier *t, const struct tier_stripe *s, uint32_t i)
 {

@@ -305,7 +305,7 @@ static CO_FN int refuse_unsaved(struct tier *t, struct err *err)
 
 /* --- Life ------------------------------------------------------------------------------------- */
 
-static int init(struct tier *t)
+static CO_FN int init(struct tier *t)
 {
 	const uint64_t granule = t->conf.granule;
 	int rc;
