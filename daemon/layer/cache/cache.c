@@ -220,7 +220,7 @@ static CO_FN void cache_close(struct layer *l)
 
 	back_close(l);
 	cache_tier_stop(l);
-	cache_share_leave(&c->share);
+	cache_share_leave(&c->share); /* where no tier was to be stopped */
 	cache_table_free(c->table);
 	c->table = NULL;
 	rangelock_destroy(&c->ranges);
@@ -247,7 +247,6 @@ static CO_FN int cache_open(struct layer *l, struct err *err)
 	rc = cache_table_new(c->mem, (uint32_t)c->granule, &c->table);
 	if (rc)
 		return err_set(err, rc, "layer cache: out of memory");
-	cache_share_join(&c->share, c->table, c->mem);
 	rangelock_init(&c->ranges);
 	l->caps &= ~(unsigned)CAN_LEND; /* the store's memory may be older than ours */
 	if (c->mode == MODE_WRITEBACK)
@@ -258,6 +257,7 @@ static CO_FN int cache_open(struct layer *l, struct err *err)
 		cache_close(l);
 		return rc;
 	}
+	cache_share_join(&c->share, c->table, c->mem);
 	if (c->back)
 		set_back_caps(l);
 	say_mode(l);

@@ -135,6 +135,9 @@ void cache_tier_stop(struct layer *l)
 {
 	struct cache *c = l->self;
 
+	/* When another cache comes or goes its reactor makes room in our table, and hands that to the tier. */
+	if (c->tier)
+		cache_share_leave(&c->share);
 	while (c->tier && reactor_call(c->home, stop, l) == -ENOMEM)
 		co_yield(); /* no fiber was to be had; it can't fail itself */
 	free(c->place);

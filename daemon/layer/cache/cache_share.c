@@ -72,8 +72,11 @@ void cache_share_join(struct cache_share *s, struct cache_table *table, uint64_t
 
 void cache_share_leave(struct cache_share *s)
 {
+	if (!s->table)
+		return;
 	pthread_mutex_lock(&all.lock);
 	list_del(&s->node);
 	divide();
 	pthread_mutex_unlock(&all.lock);
+	s->table = NULL;
 }

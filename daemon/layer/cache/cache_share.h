@@ -21,6 +21,7 @@ struct cache_share {
 
 /* From now on `table` has its part, which changes as others come and go. Any thread. */
 void cache_share_join(struct cache_share *s, struct cache_table *table, uint64_t want);
+/* Nothing happens where it has not joined. */
 void cache_share_leave(struct cache_share *s);
 
 #endif
