@@ -124,7 +124,8 @@ static CO_FN int found_again(void *arg)
 static void test_found_again(void **state)
 {
 	check(TIER FILE_BELOW, SIZE, found_again);
-	check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,granule=4Ki]:" FILE_BELOW, SIZE, found_again);
+	check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,granule=4Ki]:" FILE_BELOW, SIZE,
+	      found_again);
 }
 
 /* Below the mapping, written back. The journal's part of the folder is its own. */
@@ -304,8 +305,7 @@ static CO_FN int write_twin(struct run *r, uint32_t number)
 static CO_FN int push_out(struct run *r, uint64_t from)
 {
 	for (uint64_t off = from; off < SIZE; off += 256 * KI)
-		if (run_write(r, off, 256 * KI, 0, 1) || ch_flush(run_chan(r)) ||
-		    wait_written(r))
+		if (run_write(r, off, 256 * KI, 0, 1) || ch_flush(run_chan(r)) || wait_written(r))
 			return -1;
 	return 0;
 }
@@ -848,16 +848,26 @@ static void test_follows_its_use(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_found_again),     cmocka_unit_test(test_found_below),
-		cmocka_unit_test(test_others_stay),     cmocka_unit_test(test_damage),
-		cmocka_unit_test(test_not_kept),        cmocka_unit_test(test_another_volume),
-		cmocka_unit_test(test_made_again),      cmocka_unit_test(test_one_daemon),
-		cmocka_unit_test(test_journal_first),   cmocka_unit_test(test_no_room_left),
-		cmocka_unit_test(test_survives_a_scan), cmocka_unit_test(test_follows_its_use),
-		cmocka_unit_test(test_resized),         cmocka_unit_test(test_little_is_written),
-		cmocka_unit_test(test_twins_differ),    cmocka_unit_test(test_nameless),
-		cmocka_unit_test(test_made_anew),       cmocka_unit_test(test_above_and_below),
-		cmocka_unit_test(test_smaller_and_larger), cmocka_unit_test(test_not_flushed),
+		cmocka_unit_test(test_found_again),
+		cmocka_unit_test(test_found_below),
+		cmocka_unit_test(test_others_stay),
+		cmocka_unit_test(test_damage),
+		cmocka_unit_test(test_not_kept),
+		cmocka_unit_test(test_another_volume),
+		cmocka_unit_test(test_made_again),
+		cmocka_unit_test(test_one_daemon),
+		cmocka_unit_test(test_journal_first),
+		cmocka_unit_test(test_no_room_left),
+		cmocka_unit_test(test_survives_a_scan),
+		cmocka_unit_test(test_follows_its_use),
+		cmocka_unit_test(test_resized),
+		cmocka_unit_test(test_little_is_written),
+		cmocka_unit_test(test_twins_differ),
+		cmocka_unit_test(test_nameless),
+		cmocka_unit_test(test_made_anew),
+		cmocka_unit_test(test_above_and_below),
+		cmocka_unit_test(test_smaller_and_larger),
+		cmocka_unit_test(test_not_flushed),
 	};
 	int failed;
 

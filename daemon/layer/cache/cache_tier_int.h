@@ -97,7 +97,7 @@ struct tier_marks {
 struct tier {
 	struct tier_conf conf;
 	char identity[IDENTITY_LEN + 1]; /* conf.identity */
-	unsigned shift; /* log2 of granule */
+	unsigned shift;                  /* log2 of granule */
 	uint32_t blocks, entry_len;
 	uint64_t slots_n;
 	uint64_t id;
