@@ -73,6 +73,7 @@ enum caps {
 		1 << 11, /* large parts may be unallocated: worth looking for zeroes in replies */
 	CAN_PUT_IF = 1 << 12, /* keyed: conditional puts are atomic */
 	IS_REMOTE = 1 << 13,  /* a request takes milliseconds: worth reading ahead */
+	IS_VOLATILE = 1 << 14, /* what is answered may be in our memory only until a flush, and gone with a kill -9 */
 };
 
 /*

@@ -8,8 +8,10 @@ NBDRS_FULL=1: images of 256 MiB, 100 kills. NBDRS_SEED repeats a run's choices, 
 
 import json
 import select
+import socket
 import struct
 
+from ctl_test import Ctl
 from faultproxy import Fault, FaultProxy
 from s3client import S3
 from servers import Nginx, RadosGW
@@ -384,6 +386,35 @@ def killed_while_it_writes_to_s3_that_fails():
         rounds("sharded[size=256Ki]", "s3:" + server.url(place.prefix, proxy.port), 2 * MIB, KILLS // 3,
                [lambda: read_sharded(place, 256 * KIB)], flushes_max=3)
     place.clear()
+
+
+@suite.case
+def what_a_device_was_answered_survives_kill_9():
+    """A kernel does not write again what was answered, so there nothing may be in the daemon's memory only."""
+    place = Bucket(server, client)
+    chain = ("sharded[size=256Ki]", place.chain)
+    init(*chain, MIB)
+
+    def ask(sock, data):
+        sock.sendall(data)
+        head = b""
+        while len(head) < 16:
+            head += sock.recv(16 - len(head))
+        assert struct.unpack(">IIQ", head)[1] == 0, head
+
+    def request(kind, off, length, data=b""):
+        return struct.pack(">IHHQQI", REQUEST_MAGIC, 0, kind, 1, off, length) + data
+
+    d = serve(*chain)
+    with Ctl(d.control) as c:
+        _, fds = c.attach(export="disk")
+        with socket.socket(fileno=fds[0]) as kernel:
+            kernel.settimeout(WAIT_S)
+            ask(kernel, request(WRITE, 4096, 8192, b"x" * 8192))
+            ask(kernel, request(WRITE_ZEROES, 8192, 4096))
+            d.kill()
+    data = read_sharded(place, 256 << 10)
+    assert data[4096:12288] == b"x" * 4096 + bytes(4096), "answered, and lost"
 
 
 @suite.case

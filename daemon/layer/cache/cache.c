@@ -206,7 +206,9 @@ static void set_back_caps(struct layer *l)
 		return;
 	}
 	l->caps |= CAN_PARTIAL | CAN_ZERO | CAN_FAST_ZERO | CAN_TRIM | CAN_FLUSH | CAN_MULTI;
-	l->caps &= ~(unsigned)CAN_FUA;
+	l->caps &= ~(unsigned)(CAN_FUA | IS_VOLATILE);
+	if (!c->disk)
+		l->caps |= IS_VOLATILE;
 	if (c->is_local)
 		l->caps |= CAN_FUA;
 	if (l->is_keyed)

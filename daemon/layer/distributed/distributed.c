@@ -217,7 +217,7 @@ static void set_caps(struct layer *l)
 		if (!d->nodes[i].is_joined)
 			continue;
 		every &= l->kids[i]->caps;
-		any |= l->kids[i]->caps & (CAN_FLUSH | IS_REMOTE | IS_ROTATIONAL | HAS_HOLES);
+		any |= l->kids[i]->caps & (CAN_FLUSH | IS_REMOTE | IS_ROTATIONAL | IS_VOLATILE | HAS_HOLES);
 		l->pref_io = MAX(l->pref_io, l->kids[i]->pref_io);
 	}
 	/* Parts are trimmed by zeroing (distributed_write.c). */

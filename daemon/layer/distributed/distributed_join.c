@@ -80,7 +80,9 @@ static int read_record(void *arg, const char *stored, uint64_t size)
 	holder = place_holder(&at, rd->node);
 	if (holder < 0 || (unsigned)holder == r)
 		return 0;
+	pthread_mutex_lock(&d->lock); /* who comes late does so while others write */
 	d->seq = MAX(d->seq, seq);
+	pthread_mutex_unlock(&d->lock);
 	return book_add(rd->book, name, seq, (unsigned)holder, r);
 }
 

@@ -96,13 +96,13 @@ static CO_FN void sharded_close(struct layer *l)
 static void set_caps(struct layer *l, const struct layer *kid, bool is_buffered)
 {
 	const unsigned from_kid = CAN_WRITE | CAN_FUA | CAN_FLUSH | CAN_MULTI | CAN_FAST_ZERO |
-				  CAN_LEND | IS_ROTATIONAL | IS_REMOTE;
+				  CAN_LEND | IS_ROTATIONAL | IS_REMOTE | IS_VOLATILE;
 
 	l->caps = (kid->caps & from_kid) | CAN_PARTIAL | CAN_TRIM | CAN_ZERO | CAN_MAP | HAS_HOLES;
 	l->max_io = MAX(l->max_io, l->pref_io);
 	if (is_buffered) {
 		l->caps = (l->caps & ~(unsigned)CAN_LEND) | CAN_FUA | CAN_FLUSH | CAN_MULTI |
-			  CAN_FAST_ZERO;
+			  CAN_FAST_ZERO | IS_VOLATILE;
 		l->min_io = SHARD_GRAIN;
 		l->pref_io = 4096;
 	}
