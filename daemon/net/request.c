@@ -148,8 +148,8 @@ static CO_FN int do_map(struct request *r, struct chan *chan, struct extmap *map
 static CO_FN int do_command(struct request *r, struct chan *chan, struct extmap *map)
 {
 	/*
-	 * A device outlives the daemon. What a killed one had answered from its memory would be gone under a kernel that
-	 * has no reason to write it again, so there it is answered when the store has it.
+	 * A device outlives the daemon. What a killed one had answered from its memory would be gone under a
+	 * kernel that has no reason to write it again, so there it is answered when the store has it.
 	 */
 	const bool is_safe = !r->conn->s.is_kernel || !(chan->layer->caps & IS_VOLATILE);
 	unsigned fl = r->nbd.flags & NBD_CMD_FLAG_FUA || !is_safe ? IO_FUA : 0;
