@@ -182,7 +182,7 @@ static CO_FN int shuffled(void *arg)
 	if (load(r, offs, n, LEN, 16, 3))
 		return -1;
 	a = asked(r);
-	EXPECT(r, a.ops <= n / 4, "%" PRIu64 " requests for %" PRIu64, a.ops, n);
+	EXPECT(r, a.ops <= n / 2, "%" PRIu64 " requests for %" PRIu64, a.ops, n);
 	EXPECT(r, a.bytes <= r->what->size / 8 * 9, "%" PRIu64 " bytes", a.bytes);
 	EXPECT(r, run_status(r, "streams") <= 3, "streams %" PRIu64, run_status(r, "streams"));
 	return 0;
