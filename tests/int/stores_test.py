@@ -64,6 +64,18 @@ def status(daemon):
     return json.loads(p.stdout)
 
 
+def values(found, key):
+    """All values of a key, wherever it is in there."""
+    if isinstance(found, dict):
+        for k, v in found.items():
+            if k == key:
+                yield v
+            yield from values(v, key)
+    elif isinstance(found, list):
+        for v in found:
+            yield from values(v, key)
+
+
 def shown(pid):
     """What `ps` shows of a process."""
     with open(f"/proc/{pid}/cmdline", "rb") as f:

@@ -33,18 +33,6 @@ def options(folder, more=""):
     return f"cache[disk={folder},size=8Mi,mode=writeback,lag=100ms{more}]"
 
 
-def values(found, key):
-    """All values of a key, wherever it is in there."""
-    if isinstance(found, dict):
-        for k, v in found.items():
-            if k == key:
-                yield v
-            yield from values(v, key)
-    elif isinstance(found, list):
-        for v in found:
-            yield from values(v, key)
-
-
 class Model:
     """What each sector may hold."""
 

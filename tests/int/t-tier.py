@@ -12,18 +12,6 @@ SIZE = 8 * MIB
 OBJECT = 256 * KIB
 
 
-def values(found, key):
-    """All values of a key, wherever it is in there."""
-    if isinstance(found, dict):
-        for k, v in found.items():
-            if k == key:
-                yield v
-            yield from values(v, key)
-    elif isinstance(found, list):
-        for v in found:
-            yield from values(v, key)
-
-
 def number(daemon, key):
     return int(next(values(status(daemon), key)))
 

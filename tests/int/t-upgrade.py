@@ -336,7 +336,7 @@ def volumes_are_opened_at_the_same_time():
 
 @suite.case
 def what_a_journal_has_is_not_sent_while_everybody_waits():
-    """It may be gigabytes, and the store far away. Of a chain that is another one then it has to be."""
+    """It may be gigabytes, and the store far away."""
     conf, path, journal = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir()
 
     def write(layers):
