@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "core/reactor_int.h"
+#include "nbdrs/huge.h"
 
 enum {
 	MAP_FROM = 256 * 1024,	       /* this size and more: own mapping, so that freeing it returns it */
@@ -34,6 +35,8 @@ static void *from_kernel(size_t size)
 
 	if (size < MAP_FROM)
 		return aligned_alloc(BUF_ALIGN, size);
+	if (size >= HUGE_PAGE)
+		return huge_map(size);
 	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	return p == MAP_FAILED ? NULL : p;
 }

@@ -38,6 +38,13 @@ static bool evicted(void *arg, const char *name, uint16_t name_len, uint64_t n, 
 	return tier_take(c->tier, name, name_len, n, data, is_hot);
 }
 
+static void give_back(void *arg, uint8_t *data)
+{
+	const struct cache *c = arg;
+
+	cache_table_give_back(c->table, data);
+}
+
 /* What was in memory is another disk after a restart. */
 static bool is_lasting(const struct layer *l)
 {
@@ -66,6 +73,7 @@ static CO_FN int open_tier(struct layer *l, const char *identity, struct err *er
 		/* What nobody here can write to somebody else does. */
 		.keeps = c->keep && (l->kids[0]->caps & CAN_WRITE) && is_lasting(l->kids[0]),
 		.flush = flush_below,
+		.give_back = give_back,
 		.arg = c,
 	};
 	int rc = layer_chan_open(l, &c->below);

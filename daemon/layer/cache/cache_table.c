@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "layer/cache/cache_arena.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/list.h"
 
@@ -24,7 +25,6 @@ enum {
 	STRIPE_MIN = 16,  /* granules; fewer make no queue */
 	SMALL_SHARE = 10, /* the small queue's part of the memory: one of so many */
 	FREQ_MAX = 3,
-	DATA_ALIGN = 4096,
 };
 
 enum state { FETCHING, VALID, GHOST };
@@ -59,6 +59,7 @@ struct cache_table {
 	_Atomic uint64_t last;       /* the highest granule number there ever was */
 	evicted_fn *on_evict;        /* NULL = nobody */
 	void *evict_arg;
+	struct cache_arena arena;
 	struct stripe stripes[STRIPES_MAX];
 };
 
@@ -90,6 +91,7 @@ int cache_table_new(uint64_t limit, uint32_t granule, struct cache_table **out)
 {
 	struct cache_table *t = calloc(1, sizeof(*t));
 	const uint64_t granules = MAX(limit / granule, UINT64_C(1));
+	int rc;
 
 	if (!t)
 		return -ENOMEM;
@@ -100,13 +102,20 @@ int cache_table_new(uint64_t limit, uint32_t granule, struct cache_table **out)
 	t->stripe_max = granules / t->stripes_n;
 	/* As many ghosts as granules may be in the table. */
 	t->buckets_n = (unsigned)power_of_two(MIN(2 * t->stripe_max, UINT64_C(1) << 20));
-	for (unsigned i = 0; i < t->stripes_n; i++)
-		if (stripe_init(&t->stripes[i], t->buckets_n)) {
-			cache_table_free(t);
-			return -ENOMEM;
-		}
+	rc = cache_arena_init(&t->arena, limit, granule);
+	for (unsigned i = 0; i < t->stripes_n && !rc; i++)
+		rc = stripe_init(&t->stripes[i], t->buckets_n);
+	if (rc) {
+		cache_table_free(t);
+		return rc;
+	}
 	*out = t;
 	return 0;
+}
+
+void cache_table_give_back(struct cache_table *t, uint8_t *data)
+{
+	cache_arena_put(&t->arena, data);
 }
 
 void cache_table_on_evict(struct cache_table *t, evicted_fn *fn, void *arg)
@@ -115,9 +124,9 @@ void cache_table_on_evict(struct cache_table *t, evicted_fn *fn, void *arg)
 	t->evict_arg = arg;
 }
 
-static void granule_free(struct granule *g)
+static void granule_free(struct cache_table *t, struct granule *g)
 {
-	free(g->data);
+	cache_arena_put(&t->arena, g->data);
 	free(g);
 }
 
@@ -134,11 +143,12 @@ void cache_table_free(struct cache_table *t)
 			list_for_each(g, &s->queues[q], struct granule, node)
 			{
 				assert(g->state != FETCHING);
-				granule_free(g);
+				granule_free(t, g);
 			}
 		free(s->buckets);
 		(void)pthread_mutex_destroy(&s->lock);
 	}
+	cache_arena_free(&t->arena);
 	free(t);
 }
 
@@ -183,19 +193,19 @@ static void move_to(struct stripe *s, struct granule *g, enum queue q)
 }
 
 /* Out of the table; freed unless somebody still knows it. */
-static void forget(struct stripe *s, struct granule *g)
+static void forget(struct cache_table *t, struct stripe *s, struct granule *g)
 {
 	list_del(&g->chain);
 	list_del(&g->node);
 	s->count[g->queue]--;
 	if (g->refs == 0)
-		granule_free(g);
+		granule_free(t, g);
 }
 
-static void put_ref(struct granule *g)
+static void put_ref(struct cache_table *t, struct granule *g)
 {
 	if (--g->refs == 0 && list_empty(&g->chain))
-		granule_free(g);
+		granule_free(t, g);
 }
 
 /* --- Making room ------------------------------------------------------------------------------ */
@@ -213,15 +223,15 @@ static void offer(struct cache_table *t, struct granule *g)
 		g->data = NULL;
 }
 
-static void become_ghost(struct stripe *s, struct granule *g)
+static void become_ghost(struct cache_table *t, struct stripe *s, struct granule *g)
 {
-	free(g->data);
+	cache_arena_put(&t->arena, g->data);
 	g->data = NULL;
 	g->state = GHOST;
 	g->freq = 0;
 	move_to(s, g, GHOSTS);
 	if (s->count[GHOSTS] > s->count[MAIN] + STRIPE_MIN)
-		forget(s, oldest(s, GHOSTS));
+		forget(t, s, oldest(s, GHOSTS));
 }
 
 /* One step of S3-FIFO. True when a granule lost its data. */
@@ -238,14 +248,14 @@ static bool evict_step(struct cache_table *t, struct stripe *s)
 		move_to(s, g, MAIN);
 	} else if (from_small) {
 		offer(t, g);
-		become_ghost(s, g);
+		become_ghost(t, s, g);
 		return true;
 	} else if (g->freq > 0) {
 		g->freq--;
 		move_to(s, g, MAIN);
 	} else {
 		offer(t, g);
-		forget(s, g);
+		forget(t, s, g);
 		return true;
 	}
 	return false;
@@ -273,12 +283,12 @@ static struct granule *add(struct cache_table *t, struct stripe *s, uint64_t has
 	if (g && g->state != GHOST)
 		return NULL;
 	if (g)
-		forget(s, g);
+		forget(t, s, g);
 	make_room(t, s);
 	g = calloc(1, sizeof(*g) + obj->len);
 	if (!g)
 		return NULL;
-	g->data = aligned_alloc(DATA_ALIGN, t->granule);
+	g->data = cache_arena_get(&t->arena);
 	if (!g->data) {
 		free(g);
 		return NULL;
@@ -318,7 +328,7 @@ CO_FN enum lookup cache_table_read(struct cache_table *t, const struct obj *obj,
 	while ((g = find(t, s, hash, obj, n)) != NULL && g->state == FETCHING) {
 		g->refs++;
 		co_wq_wait(&g->wq, &s->lock);
-		put_ref(g);
+		put_ref(t, g);
 	}
 	if (g && g->state == VALID) {
 		g->freq = (uint8_t)MIN(g->freq + (off != g->read_to), FREQ_MAX);
@@ -362,9 +372,9 @@ void cache_table_fill(struct cache_table *t, struct granule *g, bool is_good, ui
 	g->state = VALID;
 	g->read_to = read_to;
 	if (!is_good && !list_empty(&g->chain))
-		forget(s, g);
+		forget(t, s, g);
 	co_wq_wake_all(&g->wq);
-	put_ref(g);
+	put_ref(t, g);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -387,7 +397,7 @@ void cache_table_change(struct cache_table *t, const struct obj *obj, uint64_t n
 	else if (g && g->state == VALID)
 		memset(g->data + off, 0, len);
 	else if (g && g->state == FETCHING)
-		forget(s, g); /* what it fetches may be older */
+		forget(t, s, g); /* what it fetches may be older */
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -400,7 +410,7 @@ static void drop(struct cache_table *t, const struct obj *obj, uint64_t n)
 	pthread_mutex_lock(&s->lock);
 	g = find(t, s, hash, obj, n);
 	if (g && g->state != GHOST)
-		forget(s, g);
+		forget(t, s, g);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -445,6 +455,7 @@ void cache_table_limit(struct cache_table *t, uint64_t limit)
 			make_room(t, s);
 		pthread_mutex_unlock(&s->lock);
 	}
+	cache_arena_trim(&t->arena);
 }
 
 void cache_table_view(struct cache_table *t, struct cache_view *v)

@@ -28,13 +28,14 @@ struct granule;
 /* limit: bytes; granule: bytes of each, a power of two. -ENOMEM. */
 int cache_table_new(uint64_t limit, uint32_t granule, struct cache_table **out);
 /*
- * Who is offered the data of granules that make room: true = it is theirs now, to be freed. Called
- * with a lock held, so that a later change of the granule comes later there as well; never suspends.
+ * Who is offered the data of granules that make room: true = it is theirs now, until they give it back
+ * (cache_table_give_back, on any thread, before the table goes). Called with a lock held, so that a later change of the granule comes later there as well; never suspends.
  */
 typedef bool evicted_fn(void *arg, const char *name, uint16_t name_len, uint64_t n, uint8_t *data,
 			bool is_hot);
 /* Before it is used. */
 void cache_table_on_evict(struct cache_table *t, evicted_fn *fn, void *arg);
+void cache_table_give_back(struct cache_table *t, uint8_t *data);
 /* Makes room as if it was full: up to `n` granules; returns how many. */
 unsigned cache_table_evict(struct cache_table *t, unsigned n);
 /* Nothing may be fetching. NULL is fine. */

@@ -45,6 +45,8 @@ struct tier_conf {
 	bool keeps;    /* what a former run left is used */
 	/* Makes stable below what was answered. Called on the reactor that opens. */
 	CO_FN int (*flush)(void *arg);
+	/* What tier_take() took is needed no more. Any thread. */
+	void (*give_back)(void *arg, uint8_t *data);
 	void *arg;
 };
 
@@ -76,7 +78,7 @@ CO_FN bool tier_read(struct tier *t, const struct obj *obj, uint64_t n, uint32_t
 bool tier_has(struct tier *t, const struct obj *obj, uint64_t n);
 
 /*
- * A granule leaves memory. True: the data (of malloc) is the tier's now. It never waits: when too
+ * A granule leaves memory. True: the data is the tier's now, until conf.give_back. It never waits: when too
  * much is queued the data is not taken, and counted. `is_hot`: it was used often.
  */
 bool tier_take(struct tier *t, const char *name, uint16_t name_len, uint64_t n, uint8_t *data,

@@ -56,7 +56,7 @@ static CO_FN void do_job(struct tier *t)
 		atomic_fetch_add_explicit(&t->writes, 1, memory_order_relaxed);
 	}
 	tier_job_end(t, &job, is_wanted && !rc ? tier_entry_sums(t->entry) : NULL);
-	free(job.data);
+	t->conf.give_back(t->conf.arg, job.data);
 	if (rc)
 		atomic_fetch_add(&t->errors, 1);
 	pthread_mutex_lock(&t->lock);

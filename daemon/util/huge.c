@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * See huge.h.
+ */
+#include "nbdrs/huge.h"
+
+#include <stdint.h>
+#include <sys/mman.h>
+
+void *huge_map(size_t len)
+{
+	uint8_t *p = mmap(NULL, len + HUGE_PAGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	const size_t before = (size_t)(-(uintptr_t)p & (HUGE_PAGE - 1));
+
+	if (p == MAP_FAILED)
+		return NULL;
+	/* Unmapping the ends of a mapping can't fail. */
+	if (before)
+		(void)munmap(p, before);
+	(void)munmap(p + before + len, HUGE_PAGE - before);
+	(void)madvise(p + before, len, MADV_HUGEPAGE); /* a kernel without them does, too */
+	return p + before;
+}
