@@ -25,7 +25,7 @@ static inline struct iov iov_one(struct iovec *v, void *buf, size_t len)
 	return (struct iov){ v, 1, len };
 }
 
-enum { IOV_SLICE_MAX = 8 };
+enum { IOV_SLICE_MAX = 16 };
 
 /*
  * The part [off, off + len) of `src` as a new view; `store` has room for `room` segments. The number of

@@ -433,7 +433,7 @@ static CO_FN int not_kept(void *arg)
 
 	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == SIZE / GRANULE / 8, "reads: %" PRIu64, below(r));
+	EXPECT(r, below(r) == SIZE / GRANULE / IOV_SLICE_MAX, "reads: %" PRIu64, below(r));
 	return 0;
 }
 
@@ -449,7 +449,7 @@ static CO_FN int not_flushed(void *arg)
 
 	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == SIZE / GRANULE / 8, "reads: %" PRIu64, below(r));
+	EXPECT(r, below(r) == SIZE / GRANULE / IOV_SLICE_MAX, "reads: %" PRIu64, below(r));
 	return 0;
 }
 

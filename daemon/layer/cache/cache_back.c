@@ -31,7 +31,9 @@ static CO_FN int read_below(struct chan *ch, struct ext e, const struct iov *iov
 	return 0;
 }
 
-static CO_FN int lay_over(struct back *b, struct ext e, const struct iov *iov, const struct look *l)
+/* Not inline: its frame is large, and so is the caller's. */
+static __attribute__((noinline)) CO_FN int lay_over(struct back *b, struct ext e,
+						    const struct iov *iov, const struct look *l)
 {
 	int rc = 0;
 

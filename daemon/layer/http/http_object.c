@@ -108,8 +108,9 @@ static int check_answer(struct object *o, uint64_t off, uint64_t want, const str
 	return 0;
 }
 
-/* As much of it as the server likes to give at once. */
-static CO_FN int read_some(struct chan *c, uint64_t off, const struct iov *into, uint64_t *got)
+/* As much of it as the server likes to give at once. Its answer is no part of the caller's frame. */
+static __attribute__((noinline)) CO_FN int read_some(struct chan *c, uint64_t off,
+						     const struct iov *into, uint64_t *got)
 {
 	struct object *o = c->layer->self;
 	struct http_resp resp;
