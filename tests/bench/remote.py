@@ -5,6 +5,9 @@
 Method
   - The stores run on this machine, started for this run: RadosGW (objects in memory) and nginx. Their
     processor time is spent beside the measured systems, and is the same for all of them.
+  - Points "apart": the store has one half of the processors, the system and its load have the other. What
+    the store takes from plain requests is then what it can, and not what they leave it.
+  - Before each run memory is used and given back, so that none has to be fetched from a virtual machine's host.
   - Each run starts its system afresh. The systems take turns (A B C, B C A, ...). Reported are
     medians; the spread is (max - min) of the runs, relative to the median.
   - S3: fio, in one process. It speaks NBD itself (engine nbd) to nbdrs and nbdkit; of s3backer,
@@ -51,6 +54,7 @@ from remote_points import DEPTH, MIB, POINTS  # noqa: E402
 from remote_servers import RemoteError  # noqa: E402
 
 LOAD_TIMEOUT = 120
+MEMORY = 4  # times the volume's size is used in a run: by store, system, load and page cache
 SHAPES = ((1, 16), (4, 4), (16, 1))  # NBD connections, requests in flight on each
 
 
@@ -159,6 +163,7 @@ class Bench:
         self._stores = {}
         self._full = {}  # name of the system that made it: Place
         self._number = 0
+        self._cpus = sorted(os.sched_getaffinity(0))
 
     def close(self):
         """Stop the stores."""
@@ -225,14 +230,28 @@ class Bench:
         """One run of one system at one point: a dict of figures."""
         place = self._place_for(point, system)
         folder = self._folder()
+        procstat.touch_memory(MEMORY * place.size)
+        if point.is_apart:
+            self._divide(place.store)
         if system.program == "curl":
             result = self._run_plain(point, system, place, folder)
         else:
             result = self._run_system(point, system, place, folder, shape)
+        if point.is_apart:
+            place.store.pin(self._cpus)
+            os.sched_setaffinity(0, self._cpus)
         shutil.rmtree(folder)
         if point.kind == "write":
             place.store.remove(place.prefix)
         return result
+
+    def _divide(self, store):
+        """The store gets one half of the processors, everything else the other; what is started later, too."""
+        half = len(self._cpus) // 2
+        if not half:
+            raise RemoteError("points with the store on processors of its own need two at least")
+        store.pin(self._cpus[half:])
+        os.sched_setaffinity(0, self._cpus[:half])
 
     def _run_plain(self, point, system, place, folder):
         before = self._meters(None, place.store)
@@ -267,22 +286,20 @@ class Bench:
         self._count(result, before, after, counters)
         return result
 
-    @staticmethod
-    def _meters(running, store):
+    def _meters(self, running, store):
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return {"wall": time.monotonic(), "server": procstat.cpu_seconds(running.pid) if running else 0,
                 "store": store.cpu_seconds(), "client": used.ru_utime + used.ru_stime,
                 "own": time.process_time(), "counters": store.counters(),
-                "idle": procstat.idle_seconds(os.sched_getaffinity(0))}
+                "idle": procstat.idle_seconds(self._cpus)}
 
-    @staticmethod
-    def _count(result, before, after, counters):
+    def _count(self, result, before, after, counters):
         spent = {k: after[k] - before[k] for k in before if k != "counters"}
-        busy = spent["wall"] * len(os.sched_getaffinity(0)) - spent["idle"]
+        busy = spent["wall"] * len(self._cpus) - spent["idle"]
         others = busy - sum(spent[k] for k in ("server", "store", "client", "own"))
         result["server_cpu_s"] = spent["server"]
         result["store_cpu_s"] = spent["store"]
-        result["disturbance"] = max(0.0, others) / (spent["wall"] * len(os.sched_getaffinity(0)))
+        result["disturbance"] = max(0.0, others) / (spent["wall"] * len(self._cpus))
         for key, was, now in zip(("requests", "bytes_out", "bytes_in"), before["counters"],
                                  counters):
             result[key] = now - was

@@ -27,6 +27,7 @@ class Point:
     bars: tuple
     systems: tuple
     quick: tuple = ()  # fewer, for --quick
+    is_apart: bool = False  # the store has processors of its own, half of them, as if it was another machine
 
     def unit(self):
         """What the rate is counted in."""
@@ -53,8 +54,12 @@ POINTS = (
           ("nbdrs", "nbdrs-64k", "s3backer-64k", "nbdkit-s3-64k-cache")),
     Point("cache-seq-write", "1 MiB sequential writes into a new volume, a flush, and all of it sent to the store",
           "write", DEPTH, (Bar(0.8, "plain"),), (*CACHES, "nbdrs-cache-64m", "plain", "plain-unsigned")),
+    Point("cache-seq-write-apart", "the same, the store on processors of its own", "write", DEPTH, (Bar(0.8, "plain"),),
+          (*CACHES, "plain", "plain-unsigned"), is_apart=True),
     Point("cache-seq-read", "1 MiB sequential reads, one at a time, nothing cached", "read", 1,
           (Bar(0.6, "plain"),), (*CACHES, "plain")),
+    Point("cache-seq-read-apart", "the same, the store on processors of its own", "read", 1, (Bar(0.6, "plain"),),
+          (*CACHES, "plain"), is_apart=True),
     Point("cache-sync-write", "4 KiB random writes, each flushed, one at a time", "sync", 1,
           (Bar(10.0, "nbdkit-s3-64k-cache"), Bar(0.5, "nbdrs-file")), (*CACHES, "nbdkit-s3-64k-cache", "nbdrs-file")),
     Point("cache-warm-read", f"4 KiB random reads, {DEPTH} in flight, of what was read before", "warm", DEPTH,

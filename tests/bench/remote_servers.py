@@ -66,6 +66,11 @@ class CountedRadosGW(fixtures.RadosGW):
         """Of the gateway and what is behind it."""
         return sum(procstat.cpu_seconds(p.pid) for p in self.processes.values())
 
+    def pin(self, cpus):
+        """Run on these processors only."""
+        for p in self.processes.values():
+            procstat.pin(p.pid, cpus)
+
     def remove(self, prefix):
         """Delete every object below prefix, a thousand with each request."""
         with s3client.S3(self.endpoint, self.access, self.secret) as s3:
