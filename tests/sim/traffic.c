@@ -2,6 +2,7 @@
 #include "traffic.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "nbdrs/cleanup.h"
 
@@ -71,10 +72,16 @@ struct chan *volume_chan(const struct volume *v)
 
 int read_block(struct chan *c, uint64_t block, uint64_t *words)
 {
+	const struct ext e = { &obj_none, block * BLOCK, BLOCK };
 	struct iovec v;
 	struct iov iov = iov_one(&v, words, BLOCK);
+	struct loan loan;
 
-	return ch_read(c, (struct ext){ &obj_none, block * BLOCK, BLOCK }, &iov, 0);
+	if (sim_below(2) || ch_lend(c, e, &loan))
+		return ch_read(c, e, &iov, 0);
+	memcpy(words, loan.base, BLOCK);
+	loan_return(&loan);
+	return 0;
 }
 
 void weather(uint64_t until)

@@ -100,7 +100,8 @@ static CO_FN int survives_a_scan(void *arg)
 	for (uint64_t off = 0; off < MI / 2; off += GRANULE)
 		if (run_check(r, off, 4 * KI, 1))
 			return -1;
-	EXPECT(r, below(r) == before, "%" PRIu64 " of 8 were pushed out by a scan", below(r) - before);
+	EXPECT(r, below(r) == before, "%" PRIu64 " of 8 were pushed out by a scan",
+	       below(r) - before);
 	return 0;
 }
 
@@ -151,7 +152,8 @@ static CO_FN int failed_write_is_read_below(void *arg)
 
 static void test_failed_write_is_read_below(void **state)
 {
-	conform_check("cache:fault[ops=write,when=after]:mem[size=1Mi]", MI, failed_write_is_read_below);
+	conform_check("cache:fault[ops=write,when=after]:mem[size=1Mi]", MI,
+		      failed_write_is_read_below);
 }
 
 /* --- The table ---------------------------------------------------------------------------------- */
@@ -228,6 +230,99 @@ static void test_table_drop(void **state)
 	assert_int_equal(reactor_call_blocking(reactor_get(0), table_drop, NULL), 0);
 }
 
+/* --- Lending ----------------------------------------------------------------------------------- */
+
+static bool has(const struct loan *loan, int byte)
+{
+	const uint8_t *p = loan->base;
+
+	return p[0] == byte && p[4095] == byte;
+}
+
+/* What is lent stays where it is, whatever becomes of it in the table. */
+static CO_FN int table_lend(void *arg)
+{
+	struct cache_table *t = NULL;
+	struct loan kept, dropped, changed, none;
+	struct granule *g;
+	struct cache_view v;
+	struct iovec vec;
+	char bytes[4096];
+	const struct iov iov = iov_one(&vec, bytes, sizeof(bytes));
+
+	assert_int_equal(cache_table_new(MI, 4096, &t), 0);
+	for (uint64_t n = 1; n <= 3; n++)
+		fill(t, &obj_none, n);
+	assert_int_equal(cache_table_lend(t, &obj_none, 1, 0, 4096, &kept), 0);
+	assert_int_equal(cache_table_lend(t, &obj_none, 2, 0, 4096, &dropped), 0);
+	assert_int_equal(cache_table_lend(t, &obj_none, 3, 0, 4096, &changed), 0);
+	cache_table_view(t, &v);
+	assert_int_equal(v.hits, 3);
+	/* Absent, on its way, dropped: not lent. */
+	assert_int_equal(cache_table_lend(t, &obj_none, 4, 0, 4096, &none), -EAGAIN);
+	g = cache_table_begin(t, &obj_none, 4);
+	assert_int_equal(cache_table_lend(t, &obj_none, 4, 0, 4096, &none), -EAGAIN);
+	cache_table_fill(t, g, false, 0);
+	cache_table_drop(t, &obj_none, 2);
+	assert_int_equal(cache_table_lend(t, &obj_none, 2, 0, 4096, &none), -EAGAIN);
+	memset(bytes, 33, sizeof(bytes));
+	cache_table_change(t, &obj_none, 3, 0, 4096, &iov, 0);
+	assert_true(has(&changed, 33)); /* in place: no new granule beside one that somebody has */
+	/* Many others come; what was used once would go. */
+	for (uint64_t n = 1000; n < 3000; n++)
+		fill(t, &obj_none, n);
+	assert_int_equal(cache_table_read(t, &obj_none, 1, 0, 4096, &iov, 0), CACHE_HIT);
+	assert_int_equal(cache_table_read(t, &obj_none, 3, 0, 4096, &iov, 0), CACHE_HIT);
+	assert_true(has(&kept, 1) && has(&dropped, 2) && has(&changed, 33));
+	cache_table_limit(t, 0);
+	assert_true(has(&kept, 1) && has(&dropped, 2) && has(&changed, 33));
+	loan_return(&kept);
+	loan_return(&dropped);
+	loan_return(&changed);
+	cache_table_limit(t, 0);
+	cache_table_view(t, &v);
+	assert_true(v.granules <= 16); /* as many as stripes */
+	cache_table_free(t);
+	return 0;
+}
+
+static void test_table_lend(void **state)
+{
+	assert_int_equal(reactor_call_blocking(reactor_get(0), table_lend, NULL), 0);
+}
+
+/* Clients that don't take what they asked for hold a part of the memory at most, and others go on. */
+static CO_FN int table_lends_little(void *arg)
+{
+	struct cache_table *t = NULL;
+	struct loan loan[256];
+	struct cache_view v;
+	unsigned lent = 0;
+
+	assert_int_equal(cache_table_new(MI, 4096, &t), 0);
+	for (uint64_t n = 0; n < 256; n++) {
+		fill(t, &obj_none, n);
+		lent += cache_table_lend(t, &obj_none, n, 0, 512, &loan[lent]) == 0;
+	}
+	assert_in_range(lent, 16, 64);
+	for (uint64_t n = 1000; n < 3000; n++)
+		fill(t, &obj_none, n);
+	cache_table_view(t, &v);
+	assert_true(v.bytes <= MI);
+	while (lent)
+		loan_return(&loan[--lent]);
+	fill(t, &obj_none, 5000);
+	assert_int_equal(cache_table_lend(t, &obj_none, 5000, 0, 512, &loan[0]), 0);
+	loan_return(&loan[0]);
+	cache_table_free(t);
+	return 0;
+}
+
+static void test_table_lends_little(void **state)
+{
+	assert_int_equal(reactor_call_blocking(reactor_get(0), table_lends_little, NULL), 0);
+}
+
 /* --- One limit for all -------------------------------------------------------------------------- */
 
 static CO_FN int shared_limit(void *arg)
@@ -287,6 +382,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_failed_write_is_read_below),
 		cmocka_unit_test(test_table_limit),
 		cmocka_unit_test(test_table_drop),
+		cmocka_unit_test(test_table_lend),
+		cmocka_unit_test(test_table_lends_little),
 		cmocka_unit_test(test_shared_limit),
 	};
 	int failed;

@@ -133,7 +133,8 @@ static CO_FN int sequential(void *arg)
 	EXPECT(r, a.ops <= size / BLOCK / 50, "%" PRIu64 " requests", a.ops);
 	EXPECT(r, a.bytes == size, "%" PRIu64 " bytes", a.bytes);
 	EXPECT(r, start < UINT64_C(4000000000), "%" PRIu64 " ms", start / 1000000);
-	EXPECT(r, run_status(r, "wasted_bytes") == 0, "wasted %" PRIu64, run_status(r, "wasted_bytes"));
+	EXPECT(r, run_status(r, "wasted_bytes") == 0, "wasted %" PRIu64,
+	       run_status(r, "wasted_bytes"));
 	EXPECT(r, run_status(r, "streams") == 1, "streams %" PRIu64, run_status(r, "streams"));
 	EXPECT(r, run_status(r, "fetched_bytes") == size - 3 * BLOCK, "%" PRIu64,
 	       run_status(r, "fetched_bytes"));
@@ -206,7 +207,8 @@ static CO_FN int interleaved(void *arg)
 		EXPECT(r, run_status(r, "memory") <= 64 * MI, "memory");
 	}
 	a = asked(r);
-	EXPECT(r, run_status(r, "streams") == STREAMS, "streams %" PRIu64, run_status(r, "streams"));
+	EXPECT(r, run_status(r, "streams") == STREAMS, "streams %" PRIu64,
+	       run_status(r, "streams"));
 	EXPECT(r, a.ops <= r->what->size / LEN / 5, "%" PRIu64 " requests", a.ops);
 	EXPECT(r, a.bytes <= r->what->size / 4 * 5, "%" PRIu64 " bytes", a.bytes);
 	return 0;
@@ -218,6 +220,72 @@ static void test_sequential(void **state)
 	conform_check("readahead:delay[read=2ms]:mem[size=8Mi]", 8 * MI, merged);
 	conform_check("readahead:delay[read=500us,jitter=1ms]:mem[size=16Mi]", 16 * MI, shuffled);
 	conform_check("readahead:delay[read=500us]:mem[size=16Mi]", 16 * MI, interleaved);
+}
+
+/* --- What is near already --------------------------------------------------------------------- */
+
+/* A stream over what the cache below has is lent, and fetches nothing; where the cache ends it is one at once. */
+static CO_FN int lent(void *arg)
+{
+	enum { WARM = 4 * MI };
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+	struct loan loan;
+	struct asked before, a;
+	uint64_t fetched;
+	int rc;
+
+	/* What is written is in the cache. */
+	if (!c || run_write(r, 0, WARM, 0, 1))
+		return -1;
+	before = asked(r);
+	fetched = run_status(r, "fetched_bytes");
+	for (uint64_t off = 0; off < WARM; off += BLOCK) {
+		EXPECT(r, ch_lend(c, at(off, BLOCK), &loan) == 0, "lend at %" PRIu64, off);
+		rc = run_compare(r, off, loan.base, BLOCK);
+		loan_return(&loan);
+		if (rc)
+			return rc;
+	}
+	a = asked(r);
+	EXPECT(r, a.bytes - before.bytes == WARM, "%" PRIu64 " bytes", a.bytes - before.bytes);
+	EXPECT(r, run_status(r, "fetched_bytes") == fetched, "fetched");
+	EXPECT(r, run_status(r, "streams") == 1, "streams %" PRIu64, run_status(r, "streams"));
+	rc = ch_lend(c, at(WARM, BLOCK), &loan);
+	EXPECT(r, rc == -EAGAIN, "lent what is not there: %d", rc);
+	if (run_check(r, WARM, BLOCK, 1))
+		return -1;
+	EXPECT(r, run_status(r, "fetched_bytes") > fetched, "the stream was forgotten");
+	return 0;
+}
+
+/* What was fetched for a read is taken by it, though the cache below could lend it as well. */
+static CO_FN int pieces_first(void *arg)
+{
+	struct run *r = arg;
+	struct chan *c = run_chan(r);
+	struct loan loan;
+	int rc;
+
+	if (!c || run_check(r, 0, MI, 1) || run_check(r, MI, MI, 1) || run_check(r, 2 * MI, MI, 1))
+		return -1;
+	EXPECT(r, run_status(r, "memory") > 0, "nothing was read ahead");
+	rc = ch_lend(c, at(3 * MI, BLOCK), &loan);
+	EXPECT(r, rc == -EAGAIN, "lent past a piece: %d", rc);
+	for (uint64_t off = 3 * MI; off < r->what->size; off += MI)
+		if (run_check(r, off, MI, 1))
+			return -1;
+	EXPECT(r, run_status(r, "hit_bytes") == run_status(r, "fetched_bytes"),
+	       "%" PRIu64 " of %" PRIu64, run_status(r, "hit_bytes"),
+	       run_status(r, "fetched_bytes"));
+	return 0;
+}
+
+static void test_lent(void **state)
+{
+	conform_check("readahead:cache[mem=64Mi]:delay[read=500us]:mem[size=16Mi]", 16 * MI, lent);
+	conform_check("readahead:cache[mem=64Mi]:delay[read=500us]:mem[size=16Mi]", 16 * MI,
+		      pieces_first);
 }
 
 /* --- What is not sequential costs nothing ----------------------------------------------------- */
@@ -410,9 +478,9 @@ static void test_life(void **state)
 
 	conform_check("readahead:delay[read=1ms]:mem[size=8Mi]", 8 * MI, cache_request);
 	conform_check("readahead[mem=1Mi,window=64Mi]:delay[read=100us]:mem[size=6Mi]", 6 * MI,
-	      little_memory);
-	conform_check("readahead:delay[read=200us]:fault[ops=read,range=1Mi-1028Ki]:mem[size=4Mi]", 4 * MI,
-	      bad_page);
+		      little_memory);
+	conform_check("readahead:delay[read=200us]:fault[ops=read,range=1Mi-1028Ki]:mem[size=4Mi]",
+		      4 * MI, bad_page);
 	conform_check("readahead:delay[read=10ms]:mem[size=1Mi]", MI, written);
 	start = now_ns();
 	conform_check("readahead:delay[read=50ms]:mem[size=8Mi]", 8 * MI, close_soon);
@@ -447,9 +515,8 @@ static void test_setup_errors(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_sequential),
-		cmocka_unit_test(test_not_sequential),
-		cmocka_unit_test(test_life),
+		cmocka_unit_test(test_sequential),     cmocka_unit_test(test_lent),
+		cmocka_unit_test(test_not_sequential), cmocka_unit_test(test_life),
 		cmocka_unit_test(test_setup_errors),
 	};
 	int failed;

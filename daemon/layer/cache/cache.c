@@ -250,7 +250,7 @@ static CO_FN int cache_open(struct layer *l, struct err *err)
 	if (rc)
 		return err_set(err, rc, "layer cache: out of memory");
 	rangelock_init(&c->ranges);
-	l->caps &= ~(unsigned)CAN_LEND; /* the store's memory may be older than ours */
+	l->caps |= CAN_LEND; /* ours: the store's memory may be older */
 	if (c->mode == MODE_WRITEBACK)
 		rc = back_open(l, err);
 	else
@@ -278,6 +278,18 @@ static bool is_back(const struct chan *ch)
 static CO_FN int cache_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
 {
 	return is_back(ch) ? back_read(ch, e, iov, fl) : through_read(ch, e, iov, fl);
+}
+
+/* What is in memory, lies in one granule, and is as it is below. */
+static int cache_lend(struct chan *ch, struct ext e, struct loan *loan)
+{
+	const struct cache *c = ch->layer->self;
+	const uint64_t n = e.off >> c->shift;
+
+	if (n != (e.off + e.len - 1) >> c->shift || (c->back && !back_is_clean(c->back, e)))
+		return -EAGAIN;
+	return cache_table_lend(c->table, e.obj, n, (uint32_t)(e.off & (c->granule - 1)),
+				(uint32_t)e.len, loan);
 }
 
 static CO_FN int cache_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
@@ -530,6 +542,7 @@ const struct layer_ops cache_layer = {
 	.open = cache_open,
 	.close = cache_close,
 	.read = cache_read,
+	.lend = cache_lend,
 	.write = cache_write,
 	.zero = cache_zero,
 	.trim = cache_trim,

@@ -27,7 +27,7 @@ int cache_arena_init(struct cache_arena *a, uint64_t size, uint32_t granule);
 /* All granules were given back. */
 void cache_arena_free(struct cache_arena *a);
 
-/* A granule, its contents undefined, at a multiple of 4 KiB. When all are taken it comes from malloc. NULL = no memory. */
+/* A granule, its contents undefined, at a multiple of 4 KiB; from malloc when all are taken. NULL = no memory. */
 uint8_t *cache_arena_get(struct cache_arena *a);
 /* NULL is fine. Any thread. */
 void cache_arena_put(struct cache_arena *a, uint8_t *data);

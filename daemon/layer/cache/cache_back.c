@@ -78,6 +78,17 @@ int back_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl)
 	return rc;
 }
 
+bool back_is_clean(struct back *b, struct ext e)
+{
+	struct look l;
+	bool is_clean;
+
+	(void)dirty_look(&b->dirty, e.obj, e.off, e.off + e.len, &l);
+	is_clean = !l.n && !l.is_gone;
+	look_end(&l);
+	return is_clean;
+}
+
 /* --- Changing --------------------------------------------------------------------------------- */
 
 static CO_FN int change(struct back *b, struct record *r)

@@ -100,6 +100,8 @@ CO_FN void cache_tier_stop(struct layer *l);
 /* --- cache_back.c: requests over the journal -------------------------------------------------- */
 
 CO_FN int back_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
+/* The journal has nothing of it, so what memory has is what a read would answer. */
+bool back_is_clean(struct back *b, struct ext e);
 CO_FN int back_write(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
 CO_FN int back_zero(struct chan *ch, struct ext e, unsigned fl);
 CO_FN int back_flush(struct chan *ch);

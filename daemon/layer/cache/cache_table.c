@@ -4,9 +4,9 @@
  * own, so that reactors rarely meet. A lock is held for lookups and for copying one granule at
  * most, never across a wait.
  *
- * A granule belongs to its stripe, and while it is being fetched to the fetcher as well (refs):
- * dropped meanwhile, it leaves the table at once, so that later reads fetch anew, and is freed by
- * the last who knows it.
+ * A granule belongs to its stripe, and while it is being fetched or lent to the fetcher or borrower as
+ * well (refs): dropped meanwhile, it leaves the table at once, so that later reads fetch anew, and is
+ * freed by the last who knows it. What somebody else knows makes no room.
  */
 #include "layer/cache/cache_table.h"
 
@@ -24,6 +24,7 @@ enum {
 	STRIPES_MAX = 64,
 	STRIPE_MIN = 16,  /* granules; fewer make no queue */
 	SMALL_SHARE = 10, /* the small queue's part of the memory: one of so many */
+	LENT_SHARE = 4,   /* and of what may be lent at a time: it stays while a client is slow */
 	FREQ_MAX = 3,
 };
 
@@ -36,6 +37,7 @@ struct granule {
 	uint64_t hash, n;
 	uint8_t *data;   /* NULL of a ghost */
 	struct co_wq wq; /* the fetch ends */
+	struct cache_table *table;
 	unsigned refs;
 	uint32_t read_to; /* end of the last read */
 	uint8_t state, queue, freq;
@@ -48,6 +50,7 @@ struct stripe {
 	struct list *buckets;
 	struct list queues[QUEUES];
 	uint64_t count[QUEUES]; /* granules */
+	uint64_t lent;          /* loans */
 	uint64_t hits, misses, evictions;
 };
 
@@ -142,7 +145,7 @@ void cache_table_free(struct cache_table *t)
 		for (unsigned q = 0; q < QUEUES; q++)
 			list_for_each(g, &s->queues[q], struct granule, node)
 			{
-				assert(g->state != FETCHING);
+				assert(g->state != FETCHING && !g->refs);
 				granule_free(t, g);
 			}
 		free(s->buckets);
@@ -241,7 +244,7 @@ static bool evict_step(struct cache_table *t, struct stripe *s)
 				s->count[MAIN] == 0;
 	struct granule *g = oldest(s, from_small ? SMALL : MAIN);
 
-	if (g->state == FETCHING) {
+	if (g->state == FETCHING || g->refs) {
 		move_to(s, g, from_small ? SMALL : MAIN); /* to the end: its time is not over */
 	} else if (from_small && g->freq > 0) {
 		g->freq = 0;
@@ -264,8 +267,8 @@ static bool evict_step(struct cache_table *t, struct stripe *s)
 static void make_room(struct cache_table *t, struct stripe *s)
 {
 	/*
-	 * Each granule is passed a few times at most; those being fetched may fill all of it, for a
-	 * moment.
+	 * Each granule is passed a few times at most; those that are being fetched or lent may fill all of
+	 * it, for a moment.
 	 */
 	uint64_t steps = (FREQ_MAX + 2) * (s->count[SMALL] + s->count[MAIN]);
 
@@ -293,6 +296,7 @@ static struct granule *add(struct cache_table *t, struct stripe *s, uint64_t has
 		free(g);
 		return NULL;
 	}
+	g->table = t;
 	g->hash = hash;
 	g->n = n;
 	g->state = FETCHING;
@@ -316,6 +320,13 @@ static void note_last(struct cache_table *t, uint64_t n)
 
 /* --- Requests --------------------------------------------------------------------------------- */
 
+static void note_hit(struct stripe *s, struct granule *g, uint32_t off, uint32_t len)
+{
+	g->freq = (uint8_t)MIN(g->freq + (off != g->read_to), FREQ_MAX);
+	g->read_to = off + len;
+	s->hits++;
+}
+
 CO_FN enum lookup cache_table_read(struct cache_table *t, const struct obj *obj, uint64_t n,
 				   uint32_t off, uint32_t len, const struct iov *iov, size_t at)
 {
@@ -331,17 +342,48 @@ CO_FN enum lookup cache_table_read(struct cache_table *t, const struct obj *obj,
 		put_ref(t, g);
 	}
 	if (g && g->state == VALID) {
-		g->freq = (uint8_t)MIN(g->freq + (off != g->read_to), FREQ_MAX);
-		g->read_to = off + len;
+		note_hit(s, g, off, len);
 		if (iov)
 			(void)iov_copy_in(iov, at, g->data + off, len);
-		s->hits++;
 		result = CACHE_HIT;
 	} else {
 		s->misses++;
 	}
 	pthread_mutex_unlock(&s->lock);
 	return result;
+}
+
+static void take_back(struct loan *loan)
+{
+	struct granule *g = loan->owner;
+	struct cache_table *t = g->table;
+	struct stripe *s = stripe_of(t, g->hash);
+
+	pthread_mutex_lock(&s->lock);
+	s->lent--;
+	put_ref(t, g);
+	pthread_mutex_unlock(&s->lock);
+}
+
+int cache_table_lend(struct cache_table *t, const struct obj *obj, uint64_t n, uint32_t off,
+		     uint32_t len, struct loan *loan)
+{
+	const uint64_t hash = mix(obj, n);
+	struct stripe *s = stripe_of(t, hash);
+	struct granule *g;
+	int rc = -EAGAIN;
+
+	pthread_mutex_lock(&s->lock);
+	g = find(t, s, hash, obj, n);
+	if (g && g->state == VALID && s->lent < t->stripe_max / LENT_SHARE) {
+		note_hit(s, g, off, len);
+		s->lent++;
+		g->refs++;
+		*loan = (struct loan){ g->data + off, take_back, g };
+		rc = 0;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return rc;
 }
 
 struct granule *cache_table_begin(struct cache_table *t, const struct obj *obj, uint64_t n)

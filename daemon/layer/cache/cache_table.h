@@ -29,7 +29,8 @@ struct granule;
 int cache_table_new(uint64_t limit, uint32_t granule, struct cache_table **out);
 /*
  * Who is offered the data of granules that make room: true = it is theirs now, until they give it back
- * (cache_table_give_back, on any thread, before the table goes). Called with a lock held, so that a later change of the granule comes later there as well; never suspends.
+ * (cache_table_give_back, on any thread, before the table goes). Called with a lock held, so that a later
+ * change of the granule comes later there as well; never suspends.
  */
 typedef bool evicted_fn(void *arg, const char *name, uint16_t name_len, uint64_t n, uint8_t *data,
 			bool is_hot);
@@ -49,6 +50,13 @@ enum lookup { CACHE_HIT, CACHE_MISS };
  */
 CO_FN enum lookup cache_table_read(struct cache_table *t, const struct obj *obj, uint64_t n,
 				   uint32_t off, uint32_t len, const struct iov *iov, size_t at);
+
+/*
+ * The same without a copy and without waiting: what is valid is lent, and stays until it comes back, on any
+ * thread; the table goes later. -EAGAIN: it is not there, or a quarter of the stripe is lent already.
+ */
+int cache_table_lend(struct cache_table *t, const struct obj *obj, uint64_t n, uint32_t off,
+		     uint32_t len, struct loan *loan);
 
 /*
  * Takes an absent granule for fetching: *out with room for its bytes at granule_data(), to be ended

@@ -35,7 +35,8 @@
  * instance, held for a search of a few steps; the store is four orders of magnitude slower. Random writers
  * do not take it while nothing is read ahead.
  *
- * Lending is not passed on: a layer that reads has none, and what is far away is not lent.
+ * What the layer below lends (a cache's memory) is near already: it is a part of its stream, and nothing is
+ * fetched for it.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -146,7 +147,6 @@ static CO_FN int readahead_open(struct layer *l, struct err *err)
 		readahead_close(l);
 		return err_set(err, rc, "layer readahead: out of memory");
 	}
-	l->caps &= ~(unsigned)CAN_LEND;
 	return 0;
 }
 
@@ -426,6 +426,21 @@ static CO_FN int readahead_read(struct chan *c, struct ext e, const struct iov *
 	return rc;
 }
 
+/* Pieces are asked first: a read takes what was fetched for it, so that it goes. */
+static int readahead_lend(struct chan *c, struct ext e, struct loan *loan)
+{
+	struct readahead *ra = c->layer->self;
+	int rc = -EAGAIN;
+
+	pthread_mutex_lock(&ra->lock);
+	if (!pieces_touch(&ra->pieces, e.off, e.off + e.len))
+		rc = ch_lend(c->kids[0], e, loan);
+	if (rc == 0 && ra->window)
+		(void)streams_note(&ra->streams, e.off, e.len, reactor_now());
+	pthread_mutex_unlock(&ra->lock);
+	return rc;
+}
+
 /* A hint: fetches what fits into half of the memory, and does not wait for it. */
 static CO_FN int readahead_cache(struct chan *c, struct ext e)
 {
@@ -543,6 +558,7 @@ const struct layer_ops readahead_layer = {
 	.chan_open = readahead_chan_open,
 	.chan_close = readahead_chan_close,
 	.read = readahead_read,
+	.lend = readahead_lend,
 	.write = readahead_write,
 	.zero = readahead_zero,
 	.trim = readahead_trim,
