@@ -173,18 +173,25 @@ int journal_sync(struct journal *j)
 	return rc;
 }
 
-int journal_read(struct journal *j, struct segment *seg, uint64_t at, uint64_t seq,
-		 const struct iov *iov)
+int journal_covers(struct journal *j, uint64_t seq)
 {
-	int rc = segment_read(seg, at, iov);
+	int rc = 0;
 
-	if (rc || likely(!atomic_load(&j->error)))
-		return rc;
+	if (likely(!atomic_load(&j->error)))
+		return 0;
 	pthread_mutex_lock(&j->lock);
 	if (seq > j->synced)
 		rc = j->error;
 	pthread_mutex_unlock(&j->lock);
 	return rc;
+}
+
+int journal_read(struct journal *j, struct segment *seg, uint64_t at, uint64_t seq,
+		 const struct iov *iov)
+{
+	const int rc = segment_read(seg, at, iov);
+
+	return rc ? rc : journal_covers(j, seq);
 }
 
 /* --- A new head; by the one who writes -------------------------------------------------------- */

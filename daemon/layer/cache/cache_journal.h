@@ -156,6 +156,8 @@ uint64_t journal_data_max(const struct journal *j);
 /* Makes everything that was appended before the call stable. In memory it does nothing. */
 CO_FN int journal_sync(struct journal *j);
 
+/* 0, or after a sync that failed the error, when it had to cover record `seq`. */
+int journal_covers(struct journal *j, uint64_t seq);
 /*
  * Bytes of data at seg:at, of record `seq`. The caller holds a reference to the segment. After a
  * sync that failed what is read of newer records is nobody's promise: an error.

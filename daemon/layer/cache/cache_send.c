@@ -81,12 +81,14 @@ static CO_FN void send_one(struct back *b, struct unit *u)
 		return;
 	/*
 	 * Below there is never more than the journal is sure to have: else a crash of the machine
-	 * could leave an older change in it, and bring that back over the newer one below. When it
-	 * cannot be synced any more it is not written either, and below is the better place. In
-	 * memory this costs nothing.
+	 * could leave an older change in it, and bring that back over the newer one below, or leave
+	 * there what is newer than changes that are lost. In memory this costs nothing.
 	 */
-	(void)journal_sync(&b->journal);
-	rc = unit_send(b, u, &s);
+	rc = journal_sync(&b->journal);
+	if (rc)
+		rc = journal_covers(&b->journal, s.seq);
+	if (!rc)
+		rc = unit_send(b, u, &s);
 	back_account(b, u->obj.name, s.bytes, rc);
 	unit_end(&b->dirty, u, &s, rc);
 }
