@@ -35,8 +35,12 @@ static void *from_kernel(size_t size)
 
 	if (size < MAP_FROM)
 		return aligned_alloc(BUF_ALIGN, size);
-	if (size >= HUGE_PAGE)
-		return huge_map(size);
+	if (size >= HUGE_PAGE) {
+		p = huge_map(size);
+		if (p != NULL)
+			huge_use(p, size);
+		return p;
+	}
 	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	return p == MAP_FAILED ? NULL : p;
 }

@@ -19,6 +19,11 @@ void *huge_map(size_t len)
 	if (before)
 		(void)munmap(p, before);
 	(void)munmap(p + before + len, HUGE_PAGE - before);
-	(void)madvise(p + before, len, MADV_HUGEPAGE); /* a kernel without them does, too */
+	(void)madvise(p + before, len, MADV_NOHUGEPAGE); /* a kernel without them has none to give */
 	return p + before;
+}
+
+void huge_use(void *p, size_t len)
+{
+	(void)madvise(p, len, MADV_HUGEPAGE); /* small ones do, too */
 }

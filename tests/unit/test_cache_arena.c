@@ -155,12 +155,12 @@ static void *take_and_give(void *arg)
 		if (n < N && (n == 0 || rand_r(&seed) % 2)) {
 			p[n] = cache_arena_get(a);
 			assert_non_null(p[n]);
-			memcpy(p[n], &p[n], sizeof(p[n]));
+			memcpy(p[n], (const void *)&p[n], sizeof(uint8_t *));
 			*(void **)(void *)(p[n] + GRANULE - sizeof(void *)) = &n;
 			n++;
 		} else {
 			n--;
-			assert_memory_equal(p[n], &p[n], sizeof(p[n]));
+			assert_memory_equal(p[n], (const void *)&p[n], sizeof(uint8_t *));
 			assert_ptr_equal(*(void **)(void *)(p[n] + GRANULE - sizeof(void *)), &n);
 			cache_arena_put(a, p[n]);
 		}

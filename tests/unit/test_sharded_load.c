@@ -350,6 +350,52 @@ static CO_FN int stalled(void *arg)
 	return shard_check_image(r, SHARD);
 }
 
+/* Each looks as if a stream began there, and none goes on: they have room for all that, and don't wait for a put. */
+static CO_FN int scattered(void *arg)
+{
+	struct run *r = arg;
+	const uint64_t start = now_ns();
+
+	for (uint64_t off = 0; off < r->what->size; off += 2 * MI)
+		if (shard_fill(r, off, STALLED_LEN, 'a'))
+			return -1;
+	EXPECT(r, now_ns() - start < UINT64_C(900000000), "waited %" PRIu64 " ms",
+	       (now_ns() - start) / 1000000);
+	return shard_flush(r) ? -1 : shard_check_image(r, SHARD);
+}
+
+/* Address space of this process for which the kernel is not to give huge pages. */
+static uint64_t only_small_pages(void)
+{
+	FILE *f = fopen("/proc/self/smaps", "re");
+	char line[512];
+	unsigned long size = 0;
+	uint64_t sum = 0;
+
+	while (f && fgets(line, sizeof(line), f)) {
+		(void)sscanf(line, "Size: %lu kB", &size);
+		if (strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " nh"))
+			sum += (uint64_t)size * KI;
+	}
+	if (f)
+		(void)fclose(f);
+	return sum;
+}
+
+/* Where the kernel gives huge pages unasked, 4 KiB here and there must not take 2 MiB each. */
+static CO_FN int sparse(void *arg)
+{
+	struct run *r = arg;
+	const uint64_t before = only_small_pages();
+
+	for (uint64_t off = 0; off < r->what->size; off += SHARD)
+		if (shard_fill(r, off, 4096, 'a'))
+			return -1;
+	EXPECT(r, only_small_pages() - before >= r->what->size, "%" PRIu64 " MiB",
+	       (only_small_pages() - before) / MI);
+	return shard_flush(r) ? -1 : shard_check_image(r, SHARD);
+}
+
 /*
  * More shards are to be completed than there may be copies of: puts wait for each other, and all end. In the store
  * are PARTS shards of a MiB.
@@ -412,6 +458,8 @@ static void test_memory(void **state)
 	shard_check("sharded[size=1Mi,dirty=8Mi]:delay[write=3ms]:mem[partial=off]", PARTS * MI,
 		    copies);
 	shard_check("sharded[dirty=32Mi]:delay[write=200ms]:mem[partial=off]", 64 * MI, stalled);
+	shard_check("sharded[dirty=16Mi]:delay[write=1s]:mem[partial=off]", 128 * MI, scattered);
+	shard_check("sharded:mem[partial=off]", 64 * MI, sparse);
 	shard_check("sharded[size=64Ki,dirty=1Mi]:delay[write=200us]:mem[partial=off]", 32 * MI,
 		    limited);
 	shard_check("sharded[size=64Ki,dirty=1Mi]:mem[partial=off]", 32 * MI, limited);

@@ -41,7 +41,9 @@ int cache_arena_init(struct cache_arena *a, uint64_t size, uint32_t granule)
 		return -ENOMEM;
 	(void)pthread_mutex_init(&a->lock, NULL); /* can't fail for a default one */
 	a->base = a->n ? huge_map((size_t)a->n * granule) : NULL;
-	if (!a->base)
+	if (a->base)
+		huge_use(a->base, (size_t)a->n * granule);
+	else
 		a->n = 0;
 	return 0;
 }

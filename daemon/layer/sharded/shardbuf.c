@@ -44,6 +44,7 @@
 #include <sys/mman.h>
 
 #include "layer/sharded/shardbuf_int.h"
+#include "nbdrs/huge.h"
 #include "nbdrs/reactor.h"
 
 /* What a generation takes besides its data: bitmaps, its entry, a page table of its own. */
@@ -146,10 +147,7 @@ void shardbuf_set_size(struct shardbuf *b, uint64_t disk_size)
 
 uint8_t *shard_map(const struct shardbuf *b)
 {
-	void *p = mmap(NULL, b->conf.shard_size, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
+	return huge_map(b->conf.shard_size);
 }
 
 void shard_unmap(const struct shardbuf *b, uint8_t *data)
@@ -311,12 +309,39 @@ struct gen *shard_dirty(struct shardbuf *b, struct shard *s)
 	return s->dirty;
 }
 
+/*
+ * A piece that begins an untouched huge page looks like a stream, and the rest will come: all of it is taken at
+ * once, a fault in place of 512.
+ */
+static bool begins_stream(const struct shardbuf *b, struct gen *g, uint64_t off, uint64_t len)
+{
+	const uint64_t page = off / MEM_PAGE, end = page + HUGE_PAGE / MEM_PAGE;
+
+	return len >= PIECE && off % HUGE_PAGE == 0 && end <= b->pages &&
+	       bits_find(gen_touched(b, g), page, end, true) == end;
+}
+
+/* The rest might not come, so half of the memory is left to what is small. */
+static bool has_room_for_streams(struct shardbuf *b)
+{
+	bool has;
+
+	pthread_mutex_lock(&b->lock);
+	has = b->used + HUGE_PAGE <= b->conf.dirty_max / 2;
+	pthread_mutex_unlock(&b->lock);
+	return has;
+}
+
 /* The pages of [off, off + len) are written to: from now on they count. */
 static void gen_touch(struct shardbuf *b, struct gen *g, uint64_t off, uint64_t len)
 {
-	uint64_t fresh =
-		bits_set(gen_touched(b, g), off / MEM_PAGE, (off + len - 1) / MEM_PAGE + 1);
+	uint64_t fresh;
 
+	if (begins_stream(b, g, off, len) && has_room_for_streams(b)) {
+		huge_use(g->data + off, HUGE_PAGE);
+		len = HUGE_PAGE;
+	}
+	fresh = bits_set(gen_touched(b, g), off / MEM_PAGE, (off + len - 1) / MEM_PAGE + 1);
 	if (!fresh)
 		return;
 	g->charge += fresh * MEM_PAGE;

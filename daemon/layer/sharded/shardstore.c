@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "layer/sharded/shardbuf_int.h"
+#include "nbdrs/huge.h"
 
 /* Looked at at a stretch before others have their turn. */
 enum { TURN_LEN = 256 * 1024 };
@@ -167,6 +168,7 @@ static CO_FN int put_completed(struct shard_user *u, const struct obj *obj, cons
 
 	if (!whole)
 		return -ENOMEM;
+	huge_use(whole, align_down(most, HUGE_PAGE));
 	rc = fetch_rest(u, obj, g, old_end, whole);
 	if (!rc) {
 		lay_over(g, most, whole);
