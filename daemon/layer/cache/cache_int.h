@@ -97,6 +97,12 @@ CO_FN int cache_tier_start(struct layer *l, struct err *err);
 /* Nothing is sent below any more; the journal is still open. */
 CO_FN void cache_tier_stop(struct layer *l);
 
+/* --- cache_volume.c: volumes are made and removed --------------------------------------------- */
+
+CO_FN int cache_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
+		       struct err *err);
+CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err);
+
 /* --- cache_back.c: requests over the journal -------------------------------------------------- */
 
 CO_FN int back_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
