@@ -156,7 +156,7 @@ static int check_sizes(const struct cache *c, struct err *err)
 	return 0;
 }
 
-static int check_options(struct cache *c, struct err *err)
+int cache_check_options(const struct cache *c, struct err *err)
 {
 	int rc;
 
@@ -173,7 +173,7 @@ static int check_options(struct cache *c, struct err *err)
 	return rc ? rc : check_back(c, err);
 }
 
-/* After check_options(). */
+/* After cache_check_options(). */
 static void fill_in(struct cache *c)
 {
 	c->is_local = c->durability == DURABILITY_LOCAL ||
@@ -243,7 +243,7 @@ static void say_mode(const struct layer *l)
 static CO_FN int cache_open(struct layer *l, struct err *err)
 {
 	struct cache *c = l->self;
-	int rc = check_options(c, err);
+	int rc = cache_check_options(c, err);
 
 	if (rc)
 		return rc;

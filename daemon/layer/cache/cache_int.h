@@ -77,6 +77,11 @@ struct back {
 	struct log_gate gate, journal_gate;
 };
 
+/* --- cache.c ---------------------------------------------------------------------------------- */
+
+/* Whether they go together. */
+int cache_check_options(const struct cache *c, struct err *err);
+
 /* --- cache_through.c: to the layer below, past the journal ------------------------------------ */
 
 CO_FN int through_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);

@@ -13,7 +13,8 @@
 #include "nbdrs/io.h"
 #include "nbdrs/log.h"
 
-static int judge(const struct journal_removal *r, const char *name, const uint8_t *bytes,
+/* Of the file, `size` bytes. */
+static int judge(struct journal_removal *r, const char *name, const uint8_t *bytes, uint64_t size,
 		 struct err *err)
 {
 	struct segment_head head;
@@ -24,27 +25,29 @@ static int judge(const struct journal_removal *r, const char *name, const uint8_
 	case HEAD_NEWER:
 		return err_set(
 			err, -EPROTONOSUPPORT,
-			"layer cache: nothing was removed: %s/%s was written by a newer version of nbdrs; use "
+			"layer cache: nothing was changed: %s/%s was written by a newer version of nbdrs; use "
 			"that",
 			r->folder, name);
 	case HEAD_BAD:
 		return err_set(
 			err, -EUCLEAN,
-			"layer cache: nothing was removed: %s/%s is damaged, and does not say any more whose "
+			"layer cache: nothing was changed: %s/%s is damaged, and does not say any more whose "
 			"journal it is; if it is this volume's, remove the folder first",
 			r->folder, name);
 	}
 	if (segment_head_is_of(&head, r->volume) ||
-	    (r->any_export && segment_head_is_of_export(&head, r->volume)))
+	    (r->any_export && segment_head_is_of_export(&head, r->volume))) {
+		r->unsaved += size - SEGMENT_HEAD;
 		return 0;
+	}
 	return err_set(
 		err, -EBUSY,
-		"layer cache: nothing was removed: %s holds unsaved data of another volume, %s; this one is "
+		"layer cache: nothing was changed: %s holds unsaved data of another volume, %s; this one is "
 		"%s. Say disk= as it was served with, or volume=%s if it is the same",
 		r->folder, head.volume, r->volume, head.volume);
 }
 
-static CO_FN int check_file(const struct journal_removal *r, uint32_t file, struct err *err)
+static CO_FN int check_file(struct journal_removal *r, uint32_t file, struct err *err)
 {
 	uint8_t bytes[SEGMENT_HEADS];
 	uint64_t size;
@@ -59,7 +62,7 @@ static CO_FN int check_file(const struct journal_removal *r, uint32_t file, stru
 	if (rc)
 		return err_set(err, rc, "layer cache: %s/%s cannot be read: %s", r->folder, name,
 			       strerror(-rc));
-	return judge(r, name, bytes, err);
+	return judge(r, name, bytes, size, err);
 }
 
 static CO_FN int remove_files(const struct journal_removal *r, const uint32_t *files, size_t n)
@@ -72,15 +75,7 @@ static CO_FN int remove_files(const struct journal_removal *r, const uint32_t *f
 		rc = io_unlinkat(r->dir_fd, name, 0);
 	}
 	/* What comes back after a crash of the machine would be played over the next volume of this name. */
-	if (!rc)
-		rc = io_fsync(r->dir_fd);
-	if (!rc)
-		rc = io_unlinkat(AT_FDCWD, r->folder, AT_REMOVEDIR);
-	if (rc == -ENOTEMPTY) {
-		log_info("the cache's folder stays, it has other files folder=%s", r->folder);
-		rc = 0;
-	}
-	return rc;
+	return rc ? rc : io_fsync(r->dir_fd);
 }
 
 static CO_FN int list(const struct journal_removal *r, uint32_t **files, size_t *n, struct err *err)
@@ -111,12 +106,13 @@ void journal_removal_end(struct journal_removal *r)
 	r->dir_fd = -1;
 }
 
-int journal_may_remove(const struct journal_removal *r, struct err *err)
+int journal_may_remove(struct journal_removal *r, struct err *err)
 {
 	uint32_t *files = NULL;
 	size_t n = 0;
 	int rc = r->dir_fd < 0 ? 0 : list(r, &files, &n, err);
 
+	r->unsaved = 0;
 	for (size_t i = 0; i < n && !rc; i++)
 		rc = check_file(r, files[i], err);
 	free(files);
@@ -136,6 +132,19 @@ int journal_remove(const struct journal_removal *r, struct err *err)
 		return rc;
 	rc = remove_files(r, files, n);
 	free(files);
+	return rc ? err_set(err, rc, "layer cache: the journal in %s cannot be removed: %s",
+			    r->folder, strerror(-rc))
+		  : 0;
+}
+
+int journal_folder_remove(const struct journal_removal *r, struct err *err)
+{
+	int rc = r->dir_fd < 0 ? 0 : io_unlinkat(AT_FDCWD, r->folder, AT_REMOVEDIR);
+
+	if (rc == -ENOTEMPTY) {
+		log_info("the cache's folder stays, it has other files folder=%s", r->folder);
+		rc = 0;
+	}
 	return rc ? err_set(err, rc, "layer cache: %s cannot be removed: %s", r->folder,
 			    strerror(-rc))
 		  : 0;
