@@ -138,6 +138,55 @@ static void test_made_anew(void **state)
 	tiered_check(TIERED FILE_BELOW, SIZE, made_anew);
 }
 
+#define UNSAVED                                                                \
+	"cache[disk=@/c,volume=v,size=8Mi,journal=2Mi,mode=writeback,lag=1h]:" \
+	"fault[ops=write,count=1,error=EPERM]:" FILE_BELOW
+
+/* The write below fails at its end. */
+static CO_FN void shut_unsaved(struct run *r)
+{
+	(void)chain_close(r->chain);
+	chain_free(r->chain);
+	r->chain = NULL;
+}
+
+/* Leaves data in the journal, with the chain shut. */
+static CO_FN int leave_unsaved(struct run *r)
+{
+	EXPECT(r, run_write(r, 0, 4096, 0, 1) == 0 && ch_flush(run_chan(r)) == 0, "write");
+	shut_unsaved(r);
+	return 0;
+}
+
+/* Nor is a journal's unsaved data the new one's: it goes when that is said, and only then. */
+static CO_FN int unsaved(void *arg)
+{
+	struct run *r = arg;
+	struct err err = { "" };
+	char path[320];
+	struct tiered_other o;
+
+	(void)snprintf(path, sizeof(path), "%s/c", r->folder);
+	if (leave_unsaved(r) || tiered_other(r, r->what->text, &o))
+		return -1;
+	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == 0, "%s", err.msg);
+	EXPECT(r, chain_create(o.chain, 2 * SIZE, false, &err) == -EEXIST, "%s", err.msg);
+	EXPECT(r, strstr(err.msg, path) && strstr(err.msg, "or say --force"), "%s", err.msg);
+	if (run_reopen(r, false) || run_check_all(r))
+		return -1;
+	EXPECT(r, chain_create(o.chain, SIZE, true, &err) == -EBUSY, "it is served: %s", err.msg);
+	shut_unsaved(r);
+	EXPECT(r, chain_create(o.chain, SIZE, true, &err) == 0, "%s", err.msg);
+	tiered_other_free(&o);
+	memset(r->model, 0, SIZE);
+	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
+}
+
+static void test_unsaved(void **state)
+{
+	tiered_check(UNSAVED, SIZE, unsaved);
+}
+
 /* Opened for a write of one byte, or none. */
 static CO_FN int use_other(struct run *r, const char *form, const uint8_t *byte)
 {
@@ -237,11 +286,7 @@ static CO_FN int journal_first(void *arg)
 	struct err err = { "" };
 	struct tiered_other o;
 
-	EXPECT(r, run_write(r, 0, 4096, 0, 1) == 0 && ch_flush(run_chan(r)) == 0, "write");
-	(void)chain_close(r->chain); /* the write below fails */
-	chain_free(r->chain);
-	r->chain = NULL;
-	if (tiered_other(r, TIERED "raw:file:@/disk.img", &o))
+	if (leave_unsaved(r) || tiered_other(r, TIERED "raw:file:@/disk.img", &o))
 		return -1;
 	EXPECT(r, chain_open(o.chain, &err) == -EBUSY, "%s", err.msg);
 	EXPECT(r, strstr(err.msg, "serve it with mode=writeback"), "%s", err.msg);
@@ -251,9 +296,7 @@ static CO_FN int journal_first(void *arg)
 
 static void test_journal_first(void **state)
 {
-	tiered_check("cache[disk=@/c,volume=v,size=8Mi,journal=2Mi,mode=writeback,lag=1h]:"
-		     "fault[ops=write,count=1,error=EPERM]:" FILE_BELOW,
-		     SIZE, journal_first);
+	tiered_check(UNSAVED, SIZE, journal_first);
 }
 
 /* With no room for it any more it must not stay: changes would not be noted there. */
@@ -278,11 +321,11 @@ static void test_no_room_left(void **state)
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_another_volume),     cmocka_unit_test(test_made_again),
-		cmocka_unit_test(test_one_daemon),         cmocka_unit_test(test_journal_first),
-		cmocka_unit_test(test_no_room_left),       cmocka_unit_test(test_nameless),
-		cmocka_unit_test(test_made_anew),          cmocka_unit_test(test_above_and_below),
-		cmocka_unit_test(test_smaller_and_larger),
+		cmocka_unit_test(test_another_volume),  cmocka_unit_test(test_made_again),
+		cmocka_unit_test(test_one_daemon),      cmocka_unit_test(test_journal_first),
+		cmocka_unit_test(test_no_room_left),    cmocka_unit_test(test_nameless),
+		cmocka_unit_test(test_made_anew),       cmocka_unit_test(test_unsaved),
+		cmocka_unit_test(test_above_and_below), cmocka_unit_test(test_smaller_and_larger),
 	};
 	int failed;
 
