@@ -218,7 +218,7 @@ static CO_FN int run_case(void *arg)
 		rc = run_reopen(r, false);
 	if (rc == 0) {
 		rc = fc->fn(r);
-		if (run_shut(r))
+		if (r->chain && run_shut(r)) /* a case that failed may have left it shut */
 			rc = -1;
 	}
 	if (r->what->is_volume && destroy_volume(r))
