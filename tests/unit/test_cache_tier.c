@@ -120,6 +120,15 @@ static void test_others_stay(void **state)
 	tiered_check(TIERED FILE_BELOW, SIZE, others_stay);
 }
 
+/* Over a store that takes objects as wholes. */
+static const struct conform whole_objects = {
+	.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
+	.size = SIZE,
+	.is_volume = true,
+	.in_chain = true,
+	.in_memory = true,
+};
+
 struct query {
 	struct info info;
 	const char *key;
@@ -194,17 +203,7 @@ static CO_FN int little_is_written(void *arg)
 
 static void test_little_is_written(void **state)
 {
-	const struct conform what = {
-		.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
-		.size = SIZE,
-		.is_volume = true,
-		.in_chain = true,
-		.in_memory = true
-	};
-	const char *failure = conform_with(&what, little_is_written);
-
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&whole_objects, little_is_written);
 }
 
 /* Blocks of zeroes but for a number. */
@@ -278,17 +277,7 @@ static CO_FN int twins_differ(void *arg)
 
 static void test_twins_differ(void **state)
 {
-	const struct conform what = {
-		.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
-		.size = SIZE,
-		.is_volume = true,
-		.in_chain = true,
-		.in_memory = true
-	};
-	const char *failure = conform_with(&what, twins_differ);
-
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&whole_objects, twins_differ);
 }
 
 /* --- What is not used ------------------------------------------------------------------------- */

@@ -10,9 +10,9 @@
 
 #include "tiered.h"
 
-#include <stdio.h>
-#include <string.h>
+#include <stdlib.h>
 
+#include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
 
 void tiered_check(const char *text, uint64_t size, int (*fn)(void *run))
@@ -20,10 +20,8 @@ void tiered_check(const char *text, uint64_t size, int (*fn)(void *run))
 	const struct conform what = {
 		.text = text, .size = size, .is_volume = true, .in_memory = true
 	};
-	const char *failure = conform_with(&what, fn);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, fn);
 }
 
 uint64_t tiered_below(struct run *r)
@@ -58,20 +56,12 @@ int tiered_fill(struct run *r)
 
 int tiered_other(struct run *r, const char *form, struct tiered_other *o)
 {
-	char text[700] = "";
+	_cleanup_free_ char *text = conform_expand(form, r->folder);
 	struct err err = { "" };
-	size_t len = 0;
 	int rc;
 
 	*o = (struct tiered_other){ NULL, NULL };
-	for (; *form; form++) {
-		const int n = snprintf(text + len, sizeof(text) - len, "%.*s",
-				       *form == '@' ? (int)strlen(r->folder) : 1,
-				       *form == '@' ? r->folder : form);
-
-		len += (size_t)n;
-		EXPECT(r, len < sizeof(text), "%s", text);
-	}
+	EXPECT(r, text, "out of memory");
 	rc = spec_parse(text, &o->spec, &err);
 	if (!rc)
 		rc = chain_build(o->spec, "disk0", false, &o->chain, &err);
