@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * What the parts of the HTTP client share: http.c takes requests and lines them up, http_loop.c runs curl on the
- * reactor, http_resp.c makes sense of what comes back.
+ * What the parts of the HTTP client share: http.c takes requests and lines them up, http_handle.c tells curl what they
+ * are, http_loop.c runs curl on the reactor, http_resp.c makes sense of what comes back.
  */
 #ifndef NBDRS_HTTP_INT_H
 #define NBDRS_HTTP_INT_H
@@ -22,9 +22,10 @@ struct sock;
 /* A client on one reactor. */
 struct here {
 	struct http *http;
-	unsigned running;    /* slots taken, at most conns */
-	struct list line;    /* transfers that wait for a slot, first come first */
-	struct list handles; /* idle easy handles, last used first */
+	const struct http_conf *conf; /* its */
+	unsigned running;             /* slots taken, at most conns */
+	struct list line;             /* transfers that wait for a slot, first come first */
+	struct list handles;          /* idle easy handles, last used first */
 	struct multi *multis[MULTIS_MAX];
 	struct sock **socks;  /* by fd */
 	unsigned socks_n;     /* room in it */
@@ -77,6 +78,19 @@ void loop_suspect(struct transfer *t);
 
 /* http.c: called on the reactor's stack when curl is through with a transfer; it was dropped already. */
 void transfer_done(struct transfer *t);
+
+/* ---- http_handle.c: what curl is told ---- */
+
+/* An idle one, or a new one; NULL = no memory. */
+struct handle *handle_get(struct here *here);
+void handle_put(struct handle *h);
+void handle_free(struct handle *h);
+/* False for what could smuggle in a second header or request. */
+bool handle_accepts(const struct http_req *req);
+/* Adds to *list, which is the caller's in any case; false = no memory. */
+bool handle_headers(const struct http_req *req, struct curl_slist **list);
+/* The request's options; it and the headers are borrowed until it has ended. */
+CURLcode handle_set(struct handle *h, const struct http_req *req, struct curl_slist *headers);
 
 /* ---- http_resp.c: bytes in, struct or error out ---- */
 

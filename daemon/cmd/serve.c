@@ -11,22 +11,20 @@
  *	closed -> listeners closed -> connections drained -> exports flushed and closed -> exit
  *	a second signal, at any time -> exit at once
  *
- * The main thread does nothing but wait for signals; they are blocked in all threads and read from a
- * signalfd. What takes time runs on reactor 0, started by a thread that waits for it meanwhile.
- * Kernel devices outlive the daemon: they wait for it as long as their dead-connection time-out says.
+ * The main thread does nothing but wait for signals (signals.c); what takes time runs on reactor 0. Kernel
+ * devices outlive the daemon: they wait for it as long as their dead-connection time-out says.
  */
 #include "cmd/cmd.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "cmd/signals.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/conn.h"
 #include "nbdrs/ctl.h"
@@ -38,8 +36,7 @@
 struct serve {
 	const struct args *a;
 	struct spec **specs; /* one per volume; NULL once an export has it */
-	int signal_fd;
-	_Atomic int stop_signal; /* we were asked to stop by it, 0 = not yet */
+	struct signals signals;
 	bool has_control;
 	bool has_flush_failed;
 	struct handover left; /* what another one left to us, or we leave to the next */
@@ -213,7 +210,7 @@ static CO_FN int write_down(struct serve *s)
 	rc = offload(save_file, s);
 	if (!rc)
 		rc = upgrade_check_again(&s->err);
-	if (!rc && s->stop_signal)
+	if (!rc && s->signals.stop)
 		rc = err_set(&s->err, -ECANCELED, "it was asked to stop");
 	return rc;
 }
@@ -315,69 +312,7 @@ static CO_FN int stop_run(void *arg)
 	return 0;
 }
 
-/* --- Signals ------------------------------------------------------------------------------------ */
-
-static const char *signal_name(unsigned number)
-{
-	return number == SIGINT ? "SIGINT" : number == SIGTERM ? "SIGTERM" : "SIGHUP";
-}
-
-/* Reads one signal and acts on it; does not return after the second that asks to stop. */
-static void take_signal(struct serve *s)
-{
-	struct signalfd_siginfo si;
-
-	if (read(s->signal_fd, &si, sizeof(si)) != sizeof(si))
-		return;
-	if (si.ssi_signo == SIGHUP) {
-		log_info("SIGHUP ignored: the command line can't be read anew");
-		return;
-	}
-	if (s->stop_signal) {
-		log_warn("second signal: leaving at once signal=%s, %u connections are cut off",
-			 signal_name(si.ssi_signo), conns_n());
-		_exit(CMD_CUT);
-	}
-	s->stop_signal = (int)si.ssi_signo;
-	log_info("stopping signal=%s pid=%u; a second signal ends at once", signal_name(si.ssi_signo),
-		 si.ssi_pid);
-}
-
-/* A call on its way to reactor 0, by a thread of its own so that signals are still heard. */
-struct errand {
-	CO_FN int (*fn)(void *arg);
-	void *arg;
-	int rc, done_fd;
-};
-
-static void *errand_thread(void *arg)
-{
-	struct errand *e = arg;
-
-	e->rc = reactor_call_blocking(reactor_get(0), e->fn, e->arg);
-	(void)eventfd_write(e->done_fd, 1); /* can't overflow */
-	return NULL;
-}
-
-static int run_on_reactor(struct serve *s, CO_FN int (*fn)(void *arg))
-{
-	_cleanup_close_ int done_fd = eventfd(0, EFD_CLOEXEC);
-	struct errand e = { .fn = fn, .arg = s, .done_fd = done_fd };
-	struct pollfd fds[2] = { { .fd = done_fd, .events = POLLIN },
-				 { .fd = s->signal_fd, .events = POLLIN } };
-	pthread_t thread;
-
-	if (done_fd < 0 || pthread_create(&thread, NULL, errand_thread, &e))
-		return reactor_call_blocking(reactor_get(0), fn, s); /* deaf for signals, but done */
-	while (!(fds[0].revents & POLLIN)) {
-		if (poll(fds, ARRAY_LEN(fds), -1) < 0)
-			continue; /* EINTR */
-		if (fds[1].revents & POLLIN)
-			take_signal(s);
-	}
-	(void)pthread_join(thread, NULL);
-	return e.rc;
-}
+/* --- Going over, or stopping --------------------------------------------------------------------- */
 
 /* On the reactor that answers the control socket, which reads it. */
 static CO_FN int tell_called_off(void *arg)
@@ -400,10 +335,10 @@ static bool try_upgrade(struct serve *s)
 	notify_manager("STATUS=going over to a new nbdrsd");
 	log_info("going over to a new nbdrsd");
 	s->err.msg[0] = '\0';
-	rc = run_on_reactor(s, prepare_leave_run);
+	rc = signals_call(&s->signals, prepare_leave_run, s);
 	if (!rc) {
 		had_watcher = watcher_stop(); /* while all goes on: the helper may be waiting for the driver */
-		rc = run_on_reactor(s, leave_run);
+		rc = signals_call(&s->signals, leave_run, s);
 	}
 	if (!rc) {
 		log_info("handed over connections=%zu ms=%u", s->left.conns_n,
@@ -415,7 +350,7 @@ static bool try_upgrade(struct serve *s)
 	watcher_may_start();
 	if (had_watcher || (s->has_control && watcher_has_devices())) /* one was attached meanwhile, perhaps */
 		watcher_start(s->a->control);
-	(void)run_on_reactor(s, tell_called_off); /* always 0 */
+	(void)signals_call(&s->signals, tell_called_off, s); /* always 0 */
 	notify_manager("STATUS=serving; an upgrade was called off");
 	return false;
 }
@@ -423,34 +358,18 @@ static bool try_upgrade(struct serve *s)
 /* True when it ends for an upgrade. */
 static bool wait_for_stop(struct serve *s)
 {
-	struct pollfd fds[2] = { { .fd = s->signal_fd, .events = POLLIN },
+	struct pollfd fds[2] = { { .fd = s->signals.fd, .events = POLLIN },
 				 { .fd = upgrade_event_fd(), .events = POLLIN } };
 
-	while (!s->stop_signal) {
+	while (!s->signals.stop) {
 		if (poll(fds, ARRAY_LEN(fds), -1) <= 0)
 			continue;
 		if (fds[0].revents)
-			take_signal(s);
+			signals_take(&s->signals);
 		else if (fds[1].revents && try_upgrade(s))
 			return true;
 	}
 	return false;
-}
-
-/* Blocks the signals for this and all later threads; -errno. */
-static int open_signals(struct serve *s)
-{
-	const struct sigaction ignore = { .sa_handler = SIG_IGN };
-	sigset_t set;
-
-	(void)sigemptyset(&set); /* these can't fail */
-	(void)sigaddset(&set, SIGTERM);
-	(void)sigaddset(&set, SIGINT);
-	(void)sigaddset(&set, SIGHUP);
-	(void)sigaction(SIGPIPE, &ignore, NULL);
-	(void)pthread_sigmask(SIG_BLOCK, &set, NULL);
-	s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	return s->signal_fd < 0 ? -errno : 0;
 }
 
 /* --- The command -------------------------------------------------------------------------------- */
@@ -460,7 +379,7 @@ static int serve_on_reactors(struct serve *s)
 {
 	char text[128];
 	bool is_upgrade;
-	int rc = run_on_reactor(s, start_run);
+	int rc = signals_call(&s->signals, start_run, s);
 
 	if (rc) {
 		cmd_complain("%s", *s->err.msg ? s->err.msg : strerror(-rc));
@@ -479,7 +398,7 @@ static int serve_on_reactors(struct serve *s)
 
 	(void)watcher_stop(); /* or it would try to mend what we are about to end */
 	notify_manager("STOPPING=1\nSTATUS=waiting for requests in flight");
-	(void)run_on_reactor(s, stop_run); /* what can fail is in has_flush_failed */
+	(void)signals_call(&s->signals, stop_run, s); /* what can fail is in has_flush_failed */
 	log_info("stopped");
 	return s->has_flush_failed ? CMD_FAILED : CMD_OK;
 }
@@ -497,7 +416,7 @@ static int parse_volumes(struct serve *s)
 
 static int serve(struct serve *s)
 {
-	int code, rc = open_signals(s);
+	int code, rc = signals_open(&s->signals);
 
 	if (rc) {
 		cmd_complain("cannot receive signals: %s", strerror(-rc));
@@ -527,8 +446,8 @@ static int serve(struct serve *s)
 	 * Asked to stop when there was no way back: journals are unsent, socket files there. The next one does it
 	 * all, for a blocked signal waits over an exec.
 	 */
-	if (s->stop_signal)
-		(void)kill(getpid(), s->stop_signal); /* can't fail */
+	if (s->signals.stop)
+		(void)kill(getpid(), s->signals.stop); /* can't fail */
 	rc = upgrade_exec(&s->left, s->left_fd);
 	cmd_complain("cannot go over to a new program: %s", strerror(-rc));
 	return CMD_FAILED;
@@ -551,7 +470,7 @@ static int check_handover(struct serve *s)
 
 int cmd_serve(const struct args *a)
 {
-	struct serve s = { .a = a, .signal_fd = -1, .left_fd = -1 };
+	struct serve s = { .a = a, .signals = { .fd = -1 }, .left_fd = -1 };
 	int code = CMD_USAGE, rc; /* 2 says that another try is no use */
 
 	s.specs = calloc(a->volumes_n, sizeof(struct spec *));
@@ -579,7 +498,7 @@ int cmd_serve(const struct args *a)
 	for (unsigned i = 0; i < a->volumes_n; i++)
 		spec_free(s.specs[i]);
 	free(s.specs);
-	if (s.signal_fd >= 0)
-		(void)close(s.signal_fd);
+	if (s.signals.fd >= 0)
+		(void)close(s.signals.fd);
 	return code;
 }

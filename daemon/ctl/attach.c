@@ -1,21 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * `attach`, `attached`, `detached` of the control socket: makes the sockets that become a kernel device
- * and remembers which device it was.
- *
- * Life of an entry in `devices`:
- *
- *	attach    -> entry with id and export, no device name yet
- *	attached  -> has its name ("/dev/nbd0")
- *	attach with a device's name -> new sockets for an entry, or the entry of a device that a daemon before
- *		this one has left
- *	gone when detached names the device, or when the daemon's ends of all its sockets are closed
- *	(noticed at the next status or attach: the peer name of the connections carries the id)
+ * `attach` of the control socket: makes the sockets that become a kernel device, or those that one has lost.
  *
  * The daemon drops the kernel's ends as soon as they are sent: a copy kept here would hide that the
  * kernel discarded a socket (KERNEL-NBD.md 0.1).
  */
-#include "ctl/ctl_int.h"
+#include "ctl/devices.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -26,12 +16,11 @@
 #include "nbdrs/backend.h"
 #include "nbdrs/conn.h"
 #include "nbdrs/ctl.h"
-#include "nbdrs/handover.h"
 #include "nbdrs/layer.h"
 #include "nbdrs/log.h"
 #include "nbdrs/reactor.h"
 
-enum { DEVICES_MAX = 4096, DEVICE_NAME_MAX = 64, PEER_MAX = 32 };
+enum { DEVICES_MAX = 4096 };
 
 /*
  * A unix stream socket holds 278 requests or some 200 KiB with Debian's default (KERNEL-NBD.md 2.2);
@@ -39,150 +28,7 @@ enum { DEVICES_MAX = 4096, DEVICE_NAME_MAX = 64, PEER_MAX = 32 };
  */
 enum { SOCKET_BUFFER = 1 << 20 };
 
-struct device {
-	struct list node;
-	uint64_t id;
-	const struct export *export;
-	unsigned connections;
-	uid_t uid;
-	unsigned starting;              /* requests that make sockets for it */
-	char name[DEVICE_NAME_MAX + 1]; /* "" until `attached` came */
-};
-
-void (*ctl_attached_hook)(void);
-
-static struct list devices = LIST_INIT(devices);
-static size_t devices_n;
-static uint64_t next_id = 1;
 static unsigned next_reactor;
-
-/* --- Bookkeeping -------------------------------------------------------------------------------- */
-
-static void device_free(struct device *d)
-{
-	list_del(&d->node);
-	devices_n--;
-	free(d);
-}
-
-static struct device *device_find(uint64_t id)
-{
-	list_for_each(d, &devices, struct device, node)
-		if (d->id == id)
-			return d;
-	return NULL;
-}
-
-static void peer_name(uint64_t id, char *out)
-{
-	(void)snprintf(out, PEER_MAX, "kernel:%llu", (unsigned long long)id);
-}
-
-static struct device *device_find_name(const char *name)
-{
-	list_for_each(d, &devices, struct device, node)
-		if (strcmp(d->name, name) == 0)
-			return d;
-	return NULL;
-}
-
-/* A device's connections: those that work, and those that are cut but have requests in the chain. */
-struct tally {
-	unsigned alive, ghosts;
-};
-
-static struct tally count_conns(const struct device *d, const struct ctl_conns *conns)
-{
-	struct tally t = { 0 };
-	char peer[PEER_MAX];
-
-	peer_name(d->id, peer);
-	for (size_t i = 0; i < conns->n; i++) {
-		const struct ctl_conn *c = &conns->v[i];
-
-		if (!c->is_kernel || strcmp(c->peer, peer) != 0)
-			continue;
-		t.alive += !c->is_cut;
-		t.ghosts += c->is_cut && c->in_flight > 0;
-	}
-	return t;
-}
-
-void ctl_devices_prune(const struct ctl_conns *conns)
-{
-	list_for_each(d, &devices, struct device, node) {
-		const struct tally t = count_conns(d, conns);
-
-		if (t.alive + t.ghosts == 0 && d->starting == 0)
-			device_free(d);
-	}
-}
-
-void ctl_devices_free(void)
-{
-	list_for_each(d, &devices, struct device, node)
-		device_free(d);
-}
-
-int ctl_devices_save(struct handover *h)
-{
-	h->next_device = next_id;
-	list_for_each(d, &devices, struct device, node) {
-		struct handover_device *to = handover_add_device(h);
-
-		if (!to)
-			return -ENOMEM;
-		to->id = d->id;
-		to->connections = d->connections;
-		to->uid = d->uid;
-		(void)snprintf(to->name, sizeof(to->name), "%s", d->name); /* fits */
-		to->backend_id = strdup(d->export->backend_id);
-		if (!to->backend_id)
-			return -ENOMEM;
-	}
-	return 0;
-}
-
-int ctl_devices_adopt(const struct handover *h)
-{
-	next_id = h->next_device;
-	for (size_t i = 0; i < h->devices_n; i++) {
-		const struct handover_device *from = &h->devices[i];
-		const struct export *e = export_find_backend(from->backend_id);
-		struct device *d = e ? calloc(1, sizeof(*d)) : NULL;
-
-		if (e && !d)
-			return -ENOMEM;
-		if (!d)
-			continue; /* its connections are closed, too */
-		*d = (struct device){ .id = from->id,
-				      .export = e,
-				      .connections = from->connections,
-				      .uid = from->uid };
-		(void)snprintf(d->name, sizeof(d->name), "%s", from->name); /* fits */
-		list_add(&devices, &d->node);
-		devices_n++;
-	}
-	return 0;
-}
-
-json_t *ctl_devices(const struct export *e, const struct ctl_conns *conns)
-{
-	_cleanup_json_ json_t *list = json_array();
-
-	list_for_each(d, &devices, struct device, node) {
-		if (d->export != e)
-			continue;
-		if (json_array_append_new(
-			    list, json_pack("{s:o, s:I, s:i, s:i, s:I}", "device",
-					    d->name[0] ? json_string(d->name) : json_null(), "attach_id",
-					    (json_int_t)d->id, "connections", (int)d->connections,
-					    "connections_alive", (int)count_conns(d, conns).alive, "uid",
-					    (json_int_t)d->uid)))
-			return NULL;
-	}
-	return TAKE_PTR(list);
-}
 
 /* --- Sockets ------------------------------------------------------------------------------------ */
 
@@ -242,11 +88,11 @@ static int start_on_reactor(void *arg)
  */
 static CO_FN int start_sockets(struct export *e, uint64_t id, unsigned n, bool read_only, int *theirs)
 {
-	char peer[PEER_MAX];
+	char peer[DEVICE_PEER_MAX];
 	unsigned made = 0;
 	int rc = 0;
 
-	peer_name(id, peer);
+	device_peer(id, peer);
 	while (made < n && !rc) {
 		struct start s = {
 			.session = { .export = e, .is_kernel = true, .is_read_only = read_only },
@@ -296,20 +142,6 @@ static json_t *attach_json(const struct export *e, uint64_t id, bool read_only)
 			 backing, "attach_id", (json_int_t)id);
 }
 
-/* The member "device": a path or name of printable ASCII without spaces; NULL when it is not that. */
-static const char *get_device(json_t *req)
-{
-	bool bad;
-	const char *name = ctl_get_text(req, "device", &bad);
-
-	if (!name || !*name || strlen(name) > DEVICE_NAME_MAX)
-		return NULL;
-	for (const char *c = name; *c; c++)
-		if (*c <= ' ' || *c > '~')
-			return NULL;
-	return name;
-}
-
 /* An `attach`, checked. */
 struct wish {
 	struct export *export;
@@ -323,7 +155,7 @@ static int wish_of_device(json_t *req, const char *backend_id, struct wish *w, s
 {
 	json_t *size = json_object_get(req, "size"), *block = json_object_get(req, "block_size");
 
-	w->device = get_device(req);
+	w->device = device_name(req);
 	if (!w->device || !json_is_integer(size) || json_integer_value(size) < 0)
 		return err_set(err, -EINVAL,
 			       "attach by \"backend_id\" needs \"device\", a path, and \"size\", a number");
@@ -382,20 +214,6 @@ static int attach_parse(json_t *req, struct wish *w, struct err *err)
 	return 0;
 }
 
-static struct device *device_new(const struct wish *w, const struct ctl_peer *p)
-{
-	struct device *d = calloc(1, sizeof(*d));
-
-	if (!d)
-		return NULL;
-	*d = (struct device){ .id = next_id++, .export = w->export, .uid = p->cred.uid };
-	if (w->device)
-		(void)snprintf(d->name, sizeof(d->name), "%s", w->device); /* fits: checked */
-	list_add(&devices, &d->node);
-	devices_n++;
-	return d;
-}
-
 /*
  * The entry that `w` is for: a new one, or that of the device. 0, or -errno with the refusal's text. A request
  * of a lost connection may still be in the chain. The kernel sends it again; were that and a newer write to
@@ -407,7 +225,7 @@ static CO_FN int device_for(const struct wish *w, const struct ctl_peer *p, stru
 	_cleanup_conns_ struct ctl_conns conns = { 0 };
 	struct device *d;
 
-	if (w->device || devices_n >= DEVICES_MAX) {
+	if (w->device || devices_n() >= DEVICES_MAX) {
 		if (ctl_conns_collect(&conns))
 			return err_set(err, -ENOMEM, "out of memory");
 		ctl_devices_prune(&conns);
@@ -417,13 +235,13 @@ static CO_FN int device_for(const struct wish *w, const struct ctl_peer *p, stru
 		d->name[0] = '\0'; /* its connections were another attachment's */
 		d = NULL;
 	}
-	if (d && count_conns(d, &conns).ghosts)
+	if (d && device_count(d, &conns).ghosts)
 		return err_set(err, -EBUSY, "%s: requests of a lost connection are still being worked on",
 			       w->device);
-	if (!d && devices_n >= DEVICES_MAX)
+	if (!d && devices_n() >= DEVICES_MAX)
 		return err_set(err, -EBUSY, "%d devices are attached already", DEVICES_MAX);
 	if (!d)
-		d = device_new(w, p);
+		d = device_new(w->export, p->cred.uid, w->device);
 	if (!d)
 		return err_set(err, -ENOMEM, "out of memory");
 	/*
@@ -471,79 +289,4 @@ int ctl_cmd_attach(struct ctl_peer *p, json_t *req)
 		 (unsigned long long)id, w.n, w.is_read_only, p->cred.uid, p->cred.pid,
 		 w.device ? " again=" : "", w.device ? w.device : "");
 	return 0;
-}
-
-int ctl_cmd_attached(struct ctl_peer *p, json_t *req)
-{
-	json_t *id = json_object_get(req, "attach_id");
-	const char *name = get_device(req);
-	struct device *d;
-
-	if (!name)
-		return ctl_refuse(p, -EINVAL, "attached needs \"device\", a path of at most %d bytes",
-				  DEVICE_NAME_MAX);
-	if (!json_is_integer(id))
-		return ctl_refuse(p, -EINVAL, "attached needs \"attach_id\", a number");
-	d = device_find((uint64_t)json_integer_value(id));
-	if (!d)
-		return ctl_refuse(p, -ENOENT, "there is no attach_id %" JSON_INTEGER_FORMAT,
-				  json_integer_value(id));
-	/* An older entry of that name is stale: a device has one set of sockets. */
-	list_for_each(other, &devices, struct device, node)
-		if (other != d && strcmp(other->name, name) == 0)
-			device_free(other);
-	(void)snprintf(d->name, sizeof(d->name), "%s", name); /* fits: checked */
-	log_info("attached export=%s id=%llu device=%s", d->export->name, (unsigned long long)d->id, name);
-	if (ctl_attached_hook)
-		ctl_attached_hook();
-	return ctl_answer(p, json_object(), NULL, 0);
-}
-
-int ctl_cmd_device(struct ctl_peer *p, json_t *req)
-{
-	_cleanup_conns_ struct ctl_conns conns = { 0 };
-	const char *name = get_device(req), *backend_id;
-	const struct export *e;
-	unsigned alive = 0, connections = 0;
-	bool bad;
-
-	backend_id = ctl_get_text(req, "backend_id", &bad);
-	if (!name || !backend_id)
-		return ctl_refuse(p, -EINVAL, "device needs \"device\", a path, and \"backend_id\", a string");
-	if (ctl_conns_collect(&conns))
-		return ctl_refuse(p, -ENOMEM, "out of memory");
-	e = export_find_backend(backend_id);
-	if (!e)
-		return ctl_refuse(p, -ENOENT, "nothing is served by the identifier '%.64s'", backend_id);
-	/* One without a name is just being attached, or was by a tool that did not live to say so. */
-	list_for_each(d, &devices, struct device, node) {
-		unsigned n;
-
-		if (d->export != e || (*d->name && strcmp(d->name, name) != 0))
-			continue;
-		n = count_conns(d, &conns).alive;
-		alive += n;
-		connections += *d->name ? d->connections : n;
-	}
-	return ctl_answer(p,
-			  json_pack("{s:o, s:I, s:i, s:i}", "export", ctl_text(e->name), "size",
-				    (json_int_t)e->size, "alive", (int)alive, "connections", (int)connections),
-			  NULL, 0);
-}
-
-int ctl_cmd_detached(struct ctl_peer *p, json_t *req)
-{
-	const char *name = get_device(req);
-
-	if (!name)
-		return ctl_refuse(p, -EINVAL, "detached needs \"device\", a path of at most %d bytes",
-				  DEVICE_NAME_MAX);
-	list_for_each(d, &devices, struct device, node) {
-		if (strcmp(d->name, name))
-			continue;
-		log_info("detached export=%s id=%llu device=%s", d->export->name,
-			 (unsigned long long)d->id, name);
-		device_free(d);
-	}
-	return ctl_answer(p, json_object(), NULL, 0);
 }

@@ -65,7 +65,7 @@ struct handover_listener {
 	ino_t ino;
 };
 
-/* An attached kernel device (ctl/attach.c). */
+/* An attached kernel device (ctl/devices.c). */
 struct handover_device {
 	uint64_t id;
 	char *backend_id;

@@ -24,14 +24,12 @@ Method
 Exit status: 0 measured, 1 something failed (or, with --gate, a target was missed), 2 usage.
 """
 
-import argparse
 import dataclasses
 import json
 import mmap
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -39,10 +37,12 @@ import time
 
 sys.dont_write_bytecode = True
 
+import cli  # noqa: E402
 import points  # noqa: E402
 import procstat  # noqa: E402
 import report  # noqa: E402
 import servers  # noqa: E402
+from cli import say  # noqa: E402
 
 MIB = 1 << 20
 RUN_TIMEOUT = 120
@@ -58,57 +58,25 @@ class BenchError(Exception):
 
 
 def parse_args():
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--build", default="build", help="folder with nbdrsd, nbdload, ceiling")
-    p.add_argument("--json", metavar="FILE", help="write all figures, run by run")
+    p = cli.parser(__doc__, "nbdrsd, nbdload, ceiling", "server", "points",
+                   seconds="measured time of a run (0.7; quick: 0.35)",
+                   size="of the files (2048; quick: 1024)",
+                   disk="a folder on a disk (the build folder)")
     p.add_argument("--quick", action="store_true",
                    help="core points only, 3 short runs, four servers and the ceiling")
-    p.add_argument("--only", metavar="POINT,...", help="these points; a prefix names several")
     p.add_argument("--servers", metavar="NAME,...", help=f"of {', '.join(servers.COMMANDS)}")
-    p.add_argument("--runs", type=int, help="runs per point and server (5; quick: 3)")
-    p.add_argument("--seconds", type=float, help="measured time of a run (0.7; quick: 0.35)")
-    p.add_argument("--size", type=int, metavar="MIB", help="of the files (2048; quick: 1024)")
     p.add_argument("--shm-dir", default="/dev/shm", help="a folder on tmpfs")
-    p.add_argument("--disk-dir", help="a folder on a disk (the build folder)")
-    p.add_argument("--nice", type=int, default=0, metavar="N",
-                   help="priority of servers and load (0); -15, as root, where others work too")
-    p.add_argument("--gate", action="store_true", help="exit 1 when a target is missed")
-    p.add_argument("--list", action="store_true", help="list the points and exit")
     args = p.parse_args()
-    args.runs = args.runs or (3 if args.quick else 5)
-    args.seconds = args.seconds or (0.35 if args.quick else 0.7)
-    args.size = args.size or (1024 if args.quick else 2048)
+    cli.fill_in(p, args, seconds=(0.7, 0.35), size=(2048, 1024), least=64)
     args.warmup = 0.15 if args.quick else 0.2
-    # Absolute: nbd-server changes its folder.
-    args.disk_dir = os.path.abspath(args.disk_dir or args.build)
-    if args.runs < 1 or args.seconds <= 0 or args.size < 64:
-        p.error("--runs, --seconds and --size want at least 1, above 0 and 64")
-    args.points = [q for q in points.POINTS if q.quick or args.only or not args.quick]
+    args.points = [q for q in points.POINTS if q.quick or not args.quick]
     if args.only:
-        wanted = args.only.split(",")
-        for w in wanted:
-            if not any(q.name.startswith(w) for q in points.POINTS):
-                p.error(f"no point is called '{w}'; see --list")
-        exact = {q.name for q in points.POINTS}
-        args.points = [q for q in args.points
-                       if any(q.name == w or w not in exact and q.name.startswith(w)
-                              for w in wanted)]
+        args.points = cli.chosen(p, args.only, points.POINTS)
+    args.names = list(servers.QUICK if args.quick else servers.DEFAULT)
     if args.servers:
-        args.names = args.servers.split(",")
-        for n in args.names:
-            if n not in servers.COMMANDS:
-                p.error(f"no server is called '{n}'; known: {', '.join(servers.COMMANDS)}")
-    else:
-        args.names = list(servers.QUICK if args.quick else servers.DEFAULT)
+        args.names = cli.named(p, args.servers, servers.COMMANDS, "server")
     return args
 
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-# ---- the files ----
 
 def make_file(folder, size):
     """A fully allocated file of incompressible data; returns its path."""
@@ -309,17 +277,8 @@ def measure(args, names, header):
             runs, repeats = run_point(bench, point, names, repeats)
             results.append(report.summarize(point, runs, args.runs))
             say(f"[{number}/{len(todo)}] {report.progress(results[-1])}")
-            if args.json:
-                write_json(args.json, header, results)
+            cli.write_json(args.json, header, results)
     return results
-
-
-def write_json(path, header, results):
-    """Write all that is known so far; readers never see half a file."""
-    with open(path + ".new", "w", encoding="utf-8") as f:
-        json.dump({"header": header, "points": results}, f, indent=1)
-        f.write("\n")
-    os.replace(path + ".new", path)
 
 
 def main():
@@ -329,33 +288,17 @@ def main():
             print(p.name, json.dumps({k: v for k, v in dataclasses.asdict(p).items()
                                       if k != "name" and v}))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    start = time.monotonic()
-    group = None
-    try:
-        if args.nice:  # inherited by servers and load; the session's is put back at the end
-            os.setpriority(os.PRIO_PROCESS, 0, args.nice)
-            group = procstat.group_priority("self", args.nice)
+
+    def measured():
         servers.adopt_orphans()
         names = available(args)
         header = report.header(args, names)
-        results = measure(args, names, header)
-    except (BenchError, servers.ServerError, OSError, subprocess.SubprocessError) as e:
-        say(f"bench: {e}")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        if group is not None:
-            procstat.group_priority("self", group)
-    header["minutes"] = round((time.monotonic() - start) / 60, 1)
-    if args.json:
-        write_json(args.json, header, results)
-    print(report.text(header, results))
-    missed = [r["name"] for r in results if r.get("met") is False]
-    return 1 if args.gate and missed else 0
+        return header, measure(args, names, header)
+
+    return cli.run(args, measured, (BenchError, servers.ServerError, OSError, subprocess.SubprocessError),
+                       report.text)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,10 @@ Method
 Exit status: 0 measured, 1 something failed (or, with --gate, a target was missed), 2 usage.
 """
 
-import argparse
 import json
 import os
 import resource
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -46,10 +44,12 @@ import time
 
 sys.dont_write_bytecode = True
 
+import cli  # noqa: E402
 import procstat  # noqa: E402
 import remote_plain  # noqa: E402
 import remote_report as report  # noqa: E402
 import remote_servers as systems  # noqa: E402
+from cli import say  # noqa: E402
 from remote_points import DEPTH, MIB, POINTS  # noqa: E402
 from remote_servers import RemoteError  # noqa: E402
 
@@ -59,43 +59,17 @@ SHAPES = ((1, 16), (4, 4), (16, 1))  # NBD connections, requests in flight on ea
 
 
 def parse_args():
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--build", default="build", help="folder with nbdrsd and nbdload")
-    p.add_argument("--json", metavar="FILE", help="write all figures, run by run")
+    p = cli.parser(__doc__, "nbdrsd and nbdload", "system", "points and systems",
+                   seconds="time of a run of random requests (3; quick: 1)",
+                   size="of the volumes (256; quick: 64)",
+                   disk="a folder on a disk, for journals of caches and the file (the build folder)")
     p.add_argument("--quick", action="store_true", help="3 short runs, fewer settings of the peers")
-    p.add_argument("--only", metavar="POINT,...", help="these points; a prefix names several")
     p.add_argument("--systems", metavar="NAME,...", help=f"of {', '.join(systems.SYSTEMS)}")
-    p.add_argument("--runs", type=int, help="runs per point and system (5; quick: 3)")
-    p.add_argument("--seconds", type=float, help="time of a run of random requests (3; quick: 1)")
-    p.add_argument("--size", type=int, metavar="MIB", help="of the volumes (256; quick: 64)")
-    p.add_argument("--disk-dir", help="a folder on a disk, for journals of caches and the file (the build folder)")
-    p.add_argument("--nice", type=int, default=0, metavar="N",
-                   help="priority of everything (0); -15, as root, where others work too")
-    p.add_argument("--gate", action="store_true", help="exit 1 when a target is missed")
-    p.add_argument("--list", action="store_true", help="list points and systems and exit")
     args = p.parse_args()
-    args.runs = args.runs or (3 if args.quick else 5)
-    args.seconds = args.seconds or (1 if args.quick else 3)
-    args.size = args.size or (64 if args.quick else 256)
-    if args.runs < 1 or args.seconds <= 0 or args.size < 16 or args.size % 4:
-        p.error("--runs, --seconds and --size want at least 1, above 0 and 16, a multiple of 4")
-    args.points = list(POINTS)
-    if args.only:
-        wanted = args.only.split(",")
-        for w in wanted:
-            if not any(q.name.startswith(w) for q in POINTS):
-                p.error(f"no point is called '{w}'; see --list")
-        args.points = [q for q in POINTS if any(q.name.startswith(w) for w in wanted)]
-    args.names = args.systems.split(",") if args.systems else None
-    for n in args.names or ():
-        if n not in systems.SYSTEMS:
-            p.error(f"no system is called '{n}'; see --list")
+    cli.fill_in(p, args, seconds=(3, 1), size=(256, 64), least=16, step=4)
+    args.points = cli.chosen(p, args.only, POINTS) if args.only else list(POINTS)
+    args.names = cli.named(p, args.systems, systems.SYSTEMS, "system") if args.systems else None
     return args
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 # ---- load ----
@@ -402,7 +376,7 @@ def measure(args, header):
     """Run everything; returns the results, point by point."""
     results = []
     missing = find_missing(args)
-    with tempfile.TemporaryDirectory(prefix="nbdrs-bench-", dir=args.disk_dir or args.build) as folder:
+    with tempfile.TemporaryDirectory(prefix="nbdrs-bench-", dir=args.disk_dir) as folder:
         bench = Bench(args, folder)
         try:
             for number, point in enumerate(args.points, 1):
@@ -412,19 +386,10 @@ def measure(args, header):
                     continue
                 results.append(summarize(point, *run_point(bench, point, chosen)))
                 say(f"[{number}/{len(args.points)}] {report.progress(results[-1])}")
-                write_json(args.json, header, results)
+                cli.write_json(args.json, header, results)
         finally:
             bench.close()
     return results
-
-
-def write_json(path, header, results):
-    """Write all that is known so far; readers never see half a file."""
-    if path:
-        with open(path + ".new", "w", encoding="utf-8") as f:
-            json.dump({"header": header, "points": results}, f, indent=1)
-            f.write("\n")
-        os.replace(path + ".new", path)
 
 
 def main():
@@ -435,28 +400,13 @@ def main():
         for s in systems.SYSTEMS.values():
             print(f"  {s.name}: {s.note}{'' if s.honest or s.is_ours else ' (not compared)'}")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    start = time.monotonic()
-    group = None
-    try:
-        if args.nice:
-            os.setpriority(os.PRIO_PROCESS, 0, args.nice)
-            group = procstat.group_priority("self", args.nice)
+
+    def measured():
         header = report.header(args)
-        results = measure(args, header)
-    except (RemoteError, remote_plain.PlainError, systems.fixtures.ServerError, OSError, subprocess.SubprocessError) as e:
-        say(f"bench: {e}")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        if group is not None:
-            procstat.group_priority("self", group)
-    header["minutes"] = round((time.monotonic() - start) / 60, 1)
-    write_json(args.json, header, results)
-    print(report.text(header, results))
-    missed = [r["name"] for r in results if r.get("met") is False]
-    return 1 if args.gate and missed else 0
+        return header, measure(args, header)
+
+    return cli.run(args, measured, (RemoteError, remote_plain.PlainError, systems.fixtures.ServerError, OSError,
+                                        subprocess.SubprocessError), report.text)
 
 
 if __name__ == "__main__":

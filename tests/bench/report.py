@@ -197,49 +197,29 @@ def _targets(results):
                    "nbdrs ops/CPU s", "target", "further target"], rows)
 
 
-def _rates(results, names):
+def _by_server(results, names, cell, best, more=()):
+    """A row for each point, a column for each server; `best`: the key of the one in bold; more: keys of further columns."""
     rows = []
     for r in results:
         if r["kind"] == "idle":
             continue
-        best = r["best_rate"]
-        row = [r["name"], r["unit"]]
-        for n in names:
-            f = r["servers"].get(n)
-            text = f"{_rate(r, f)} +-{f['rate_spread'] * 50:.0f}%" if f else "-"
-            row.append(f"**{text}**" if n == best else text)
-        rows.append(row)
-    return _table(["point", "unit", *names], rows)
+        cells = {n: cell(r, r["servers"][n]) if r["servers"].get(n) else "-" for n in names}
+        rows.append([r["name"], *(r[key] for key in more),
+                     *(f"**{text}**" if best and n == r[best] else text for n, text in cells.items())])
+    return _table(["point", *more, *names], rows)
+
+
+def _rates(results, names):
+    return _by_server(results, names, lambda r, f: f"{_rate(r, f)} +-{f['rate_spread'] * 50:.0f}%", "best_rate", ["unit"])
 
 
 def _cpu(results, names):
-    rows = []
-    for r in results:
-        if r["kind"] == "idle":
-            continue
-        row = [r["name"]]
-        for n in names:
-            f = r["servers"].get(n)
-            text = "-"
-            if f:
-                text = f"{f['cpu_us']:.3g}" if f["cpu_us"] < 100 else f"{f['cpu_us']:.0f}"
-                text = f"**{text}**" if n == r["best_cpu"] else text
-            row.append(text)
-        rows.append(row)
-    return _table(["point", *names], rows)
+    return _by_server(results, names,
+                      lambda _, f: f"{f['cpu_us']:.3g}" if f["cpu_us"] < 100 else f"{f['cpu_us']:.0f}", "best_cpu")
 
 
 def _latencies(results, names):
-    rows = []
-    for r in results:
-        if r["kind"] == "idle":
-            continue
-        row = [r["name"]]
-        for n in names:
-            f = r["servers"].get(n)
-            row.append("/".join(f"{f[q]:.0f}" for q in ("p50", "p99", "p999")) if f else "-")
-        rows.append(row)
-    return _table(["point", *names], rows)
+    return _by_server(results, names, lambda _, f: "/".join(f"{f[q]:.0f}" for q in ("p50", "p99", "p999")), None)
 
 
 def _idle(results, names):

@@ -3,6 +3,7 @@
 # suite: timeout=120
 """The control socket: what it answers, what it refuses, what it must not leak; and nbdrsctl."""
 
+import functools
 import grp
 import json
 import os
@@ -26,18 +27,14 @@ OTHER = ("other one", "raw", "mem[size=2Mi]")
 suite = Suite()
 
 
-class Shared:
-    daemon = None
-
-    @classmethod
-    def get(cls):
-        if cls.daemon is None:
-            cls.daemon = Daemon([MEM, OTHER])
-        return cls.daemon
+@functools.cache
+def shared():
+    """The daemon of all cases that do not need their own."""
+    return Daemon([MEM, OTHER])
 
 
 def client():
-    return Ctl(Shared.get().control)
+    return Ctl(shared().control)
 
 
 def is_served(d):
@@ -56,7 +53,7 @@ def is_served(d):
 def version_says_who_answers():
     with client() as c:
         reply = c.ask("version")
-        assert reply["ok"] is True and reply["pid"] == Shared.get().process.pid, reply
+        assert reply["ok"] is True and reply["pid"] == shared().process.pid, reply
         assert reply["version"] and reply["threads"] >= 1, reply
         assert reply["engine"] == (ENGINE if ENGINE != "auto" else reply["engine"]), reply
 
@@ -134,7 +131,7 @@ def read_over(fd, offset, length):
 
 @suite.case
 def attach_gives_sockets_that_work_and_keeps_none():
-    d = Shared.get()
+    d = shared()
     with client() as c:
         c.ask("version")
         before = d.fds()
@@ -300,7 +297,7 @@ def clients_that_leave_midway_leave_nothing_behind():
 
 @suite.case
 def descriptors_that_clients_send_are_not_kept():
-    d = Shared.get()
+    d = shared()
     with client() as c:
         c.ask("version")
         base = d.fds()
@@ -423,7 +420,7 @@ def what_is_no_socket_is_left_alone():
 
 def ctl(*args, code=0, control=None, **kwargs):
     """Runs nbdrsctl; what it printed: standard output, or standard error when it must fail."""
-    p = subprocess.run([CTL, *args, "--control", control or Shared.get().control], text=True,
+    p = subprocess.run([CTL, *args, "--control", control or shared().control], text=True,
                        capture_output=True, timeout=WAIT_S, stdin=subprocess.DEVNULL, **kwargs)
     assert p.returncode == code, (args, p)
     assert bool(p.stderr) == (code != 0), p
@@ -440,7 +437,7 @@ def nbdrsctl_shows_the_status():
     j = json.loads(ctl("status", "--json"))
     assert j["exports_n"] == 2 and [e["name"] for e in j["exports"]] == ["disk", "other one"], j
     assert "more" not in j and "ok" not in j, j
-    assert json.loads(ctl("version", "--json"))["pid"] == Shared.get().process.pid
+    assert json.loads(ctl("version", "--json"))["pid"] == shared().process.pid
     assert len(ctl("version").splitlines()) == 2
 
 
@@ -455,7 +452,7 @@ def nbdrsctl_says_what_is_wrong():
     assert subprocess.run([CTL], capture_output=True).returncode == 2
     assert subprocess.run([CTL, "--help"], capture_output=True, check=True).stdout.startswith(b"Usage")
     with open("/dev/full", "w") as full:
-        p = subprocess.run([CTL, "status", "--control", Shared.get().control], stdout=full,
+        p = subprocess.run([CTL, "status", "--control", shared().control], stdout=full,
                            stderr=subprocess.PIPE, text=True)
         assert p.returncode == 1 and "cannot write" in p.stderr, p
 

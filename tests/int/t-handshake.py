@@ -3,6 +3,7 @@
 # suite: timeout=120
 """The negotiation as NBD proto.md wants it, and the listeners around it."""
 
+import functools
 import os
 import re
 import socket
@@ -18,20 +19,14 @@ SECOND = ("second disk/ü", "raw", "mem[size=2Mi]")
 suite = Suite()
 
 
-class Shared:
-    """One daemon for all cases that do not need their own."""
-
-    daemon = None
-
-    @classmethod
-    def get(cls):
-        if cls.daemon is None:
-            cls.daemon = Daemon([MEM, SECOND], tcp=True)
-        return cls.daemon
+@functools.cache
+def shared():
+    """The daemon of all cases that do not need their own."""
+    return Daemon([MEM, SECOND], tcp=True)
 
 
 def started():
-    c = Nbd(Shared.get().unix)
+    c = Nbd(shared().unix)
     c.start()
     return c
 
@@ -55,21 +50,21 @@ def eventually(what, condition):
 
 @suite.case
 def greeting_offers_fixed_newstyle_and_no_zeroes_only():
-    with Nbd(Shared.get().unix) as c:
+    with Nbd(shared().unix) as c:
         assert c.start() == FIXED_NEWSTYLE | NO_ZEROES
 
 
 @suite.case
 def unknown_client_flags_close():
     for bit in (2, 3, 8, 16, 31):
-        with Nbd(Shared.get().unix) as c:
+        with Nbd(shared().unix) as c:
             c.start(flags=FIXED_NEWSTYLE | 1 << bit)
             c.must_be_closed()  # without waiting for an option
 
 
 @suite.case
 def without_fixed_newstyle_only_export_name():
-    with Nbd(Shared.get().unix) as c:
+    with Nbd(shared().unix) as c:
         c.start(flags=0)
         c.send(c.option(OPT_LIST))
         c.must_be_closed()
@@ -86,7 +81,7 @@ def wrong_option_magic_closes():
 
 
 def export_name(flags, name):
-    c = Nbd(Shared.get().unix)
+    c = Nbd(shared().unix)
     c.start(flags)
     c.send(c.option(OPT_EXPORT_NAME, name))
     size, tflags = struct.unpack(">QH", c.recv(10))
@@ -120,7 +115,7 @@ def export_name_of_an_unknown_export_closes():
 @suite.case
 def go_begins_transmission_without_zeroes():
     for flags in (FIXED_NEWSTYLE, FIXED_NEWSTYLE | NO_ZEROES):
-        with Nbd(Shared.get().unix) as c:
+        with Nbd(shared().unix) as c:
             c.start(flags)
             c.go("disk")
             assert c.size == MIB
@@ -167,7 +162,7 @@ def unknown_export_is_an_error_reply():
 
 @suite.case
 def unknown_exports_disturb_nobody():
-    d = Shared.get()
+    d = shared()
     with Nbd.connect(d.unix, "disk") as other:
         for i in range(100):
             with Nbd(d.unix) as c:
@@ -250,7 +245,7 @@ def abort_is_acknowledged():
 
 @suite.case
 def abort_by_a_client_that_is_gone():
-    d = Shared.get()
+    d = shared()
     for _ in range(20):
         with started() as c:
             c.send(c.option(OPT_ABORT))
@@ -381,7 +376,7 @@ def malformed_context_options_stay_in_step():
 
 @suite.case
 def everything_in_one_send():
-    with Nbd(Shared.get().unix) as c:
+    with Nbd(shared().unix) as c:
         c.send(struct.pack(">I", 3), c.option(OPT_STRUCTURED_REPLY), c.option(99, b"x" * 5000),
                c.option(OPT_SET_META_CONTEXT, c.meta_data("disk", ["base:allocation"])), c.option(OPT_LIST),
                c.option(OPT_GO, c.info_data("disk")), c.request(READ, 0, 512), c.request(DISC))
@@ -399,7 +394,7 @@ def everything_in_one_send():
 
 @suite.case
 def everything_byte_by_byte():
-    with Nbd(Shared.get().unix) as c:
+    with Nbd(shared().unix) as c:
         for byte in (struct.pack(">I", 3) + c.option(99, b"xyz") + c.option(OPT_GO, c.info_data("disk"))
                      + c.request(READ, 0, 512)):
             c.send(bytes([byte]))
@@ -424,7 +419,7 @@ def an_answer_is_one_send():
 
 @suite.case
 def over_tcp():
-    d = Shared.get()
+    d = shared()
     for _ in range(20):
         with Nbd.connect(d.port, "disk", structured=True, context=True) as c:
             works(c)
@@ -433,7 +428,7 @@ def over_tcp():
 
 @suite.case
 def clients_that_vanish_leave_nothing():
-    d = Shared.get()
+    d = shared()
     talk = (struct.pack(">I", 3) + Nbd.option(OPT_STRUCTURED_REPLY) + Nbd.option(99, b"x" * 100)
             + Nbd.option(OPT_GO, Nbd.info_data("disk")))
     with Nbd.connect(d.unix, "disk") as other:
@@ -599,7 +594,7 @@ def a_killed_daemon_is_followed_at_once():
 
 @suite.case
 def a_live_socket_is_left_alone():
-    d = Shared.get()
+    d = shared()
     second = Daemon([MEM], ["--unix", d.unix], ready=False)
     assert second.wait() == 1
     assert "another server listens" in second.text() and d.unix in second.text(), second.text()
@@ -670,7 +665,7 @@ def addresses_of_all_forms():
 
 @suite.case
 def addresses_that_cannot_be():
-    port = Shared.get().port
+    port = shared().port
     for text, word in ((f"127.0.0.1:{port}", "ddress already in use"), ("127.0.0.1:65536", "no address"),
                        ("127.0.0.1:x", "no address"), ("127.0.0.1:", "no address"), ("[::1", "no address"),
                        ("[::1]x", "no address"), ("[]:1", "no address"), ("", "no address"),

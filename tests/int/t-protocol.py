@@ -740,6 +740,15 @@ def one_client_does_not_starve_another():
             t.join(WAIT_S)
 
 
+def stops_at_once(d, clients):
+    begin = time.monotonic()
+    d.stop()
+    assert time.monotonic() - begin < 10
+    for c in clients:
+        c.must_be_closed()
+        c.close()
+
+
 @suite.case
 def shutdown_finishes_what_is_in_flight():
     path = make_file(temp_dir() + "/f", MIB)
@@ -783,24 +792,14 @@ def shutdown_does_not_wait_for_half_a_request():
                 c.request(WRITE, 0, MIB) + b"x" * 500000, c.request(WRITE, SIZE, 100) + b"x" * 99)[i // 2]
         c.send(c.request(CACHE, 0, 512, cookie=1), half)
         assert c.simple() == (0, 1)
-    begin = time.monotonic()
-    d.stop()
-    assert time.monotonic() - begin < 10
-    for c in clients:
-        c.must_be_closed()
-        c.close()
+    stops_at_once(d, clients)
 
 
 @suite.case
 def shutdown_is_quick_when_all_are_idle():
     d = Daemon([("mem", "raw", "mem[size=1Mi]")])
     clients = [Nbd.connect(d.unix, "mem") for _ in range(20)]
-    begin = time.monotonic()
-    d.stop()
-    assert time.monotonic() - begin < 10
-    for c in clients:
-        c.must_be_closed()
-        c.close()
+    stops_at_once(d, clients)
 
 
 @suite.case

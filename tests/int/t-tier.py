@@ -93,6 +93,38 @@ def killed_with_a_journal():
 
 
 @suite.case
+def made_anew_over_a_journal():
+    """A killed daemon's journal is not played over the next volume of that name."""
+    place = tempfile.mkdtemp(dir=temp_dir())
+    folder = os.path.join(place, "cache")
+    driver, conn = f"cache[disk={folder},size=4Mi,mode=writeback,lag=10m]", f"raw:file:{place}/disk.img"
+
+    def init(size, *more, **how):
+        return run("init", "--size", str(size), *more, "-e", "disk", driver, conn, **how)[1]
+
+    def first_bytes(daemon):
+        with Nbd.connect(daemon.unix, "disk") as c:
+            return c.read(0, 4096)
+
+    init(MIB)
+    d = serve(driver, conn)
+    with Nbd.connect(d.unix, "disk") as c:
+        c.write(0, b"old " * 1024)
+        c.do(FLUSH)
+    err = init(MIB, "--force", code=1)
+    assert f"{folder} is in use by process {d.process.pid} (nbdrsd)" in err, err
+    kill(d)
+    err = init(2 * MIB, code=1)
+    assert f"{folder} has unsaved data, up to " in err and "--force" in err, err
+    d = serve(driver, conn)
+    same(first_bytes(d), b"old " * 1024)
+    kill(d)
+    init(MIB, "--force")
+    with serve(driver, conn) as d:
+        same(first_bytes(d), bytes(4096))
+
+
+@suite.case
 def upgraded():
     """The next program finds it, and what the journal has is not older behind it."""
     for more in "", ",journal=2Mi,mode=writeback,lag=10m":

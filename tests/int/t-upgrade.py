@@ -46,6 +46,25 @@ def on_file(path, *args, layers="", **kwargs):
     return Daemon([("disk", "raw", f"{layers}file:{path}")], args, **kwargs)
 
 
+def cached(folder, lag="10m"):
+    return f"cache[mode=writeback,disk={folder},lag={lag}]:"
+
+
+class Exports:
+    """A file that --exports names."""
+
+    def __init__(self, *lines):
+        self.path = os.path.join(temp_dir(), "exports.conf")
+        self.write(*lines)
+
+    def write(self, *lines):
+        with open(self.path, "w") as f:
+            f.write("".join(f"{line}\n" for line in lines))
+
+    def serve(self):
+        return Daemon([], ["--exports", self.path])
+
+
 def program(text):
     """An executable file."""
     path = os.path.join(temp_dir(), "program")
@@ -275,23 +294,17 @@ def a_program_that_fails_after_all_is_replaced_by_the_old_one():
 @suite.case
 def exports_that_are_gone_from_the_list_call_it_off():
     """It is read anew; nobody is cut, or joined to another image, for an edit of a file."""
-    conf = os.path.join(temp_dir(), "exports.conf")
-    paths = [image(), image()]
-
-    def write(*lines):
-        with open(conf, "w") as f:
-            f.write("".join(f"{name} raw file:{path}\n" for name, path in lines))
-
-    write(("a", paths[0]), ("b", paths[1]))
-    with Daemon([], ["--exports", conf]) as d:
+    one, other = f"raw file:{image()}", f"raw file:{image()}"
+    exports = Exports(f"a {one}", f"b {other}")
+    with exports.serve() as d:
         n = Nbd.connect(d.unix, "a")
         n.write(0, b"a" * 512)
-        write(("b", paths[1]))
+        exports.write(f"b {other}")
         assert "export 'a'" in upgrade(d, code=1)
-        write(("a", paths[1]), ("b", paths[0]))
+        exports.write(f"a {other}", f"b {one}")
         assert "another store" in upgrade(d, code=1)
         assert n.read(0, 512) == b"a" * 512
-        write(("a", paths[0]))		# nobody is connected to b
+        exports.write(f"a {one}")  # nobody is connected to b
         upgrade(d)
         assert n.read(0, 512) == b"a" * 512
         n.close()
@@ -337,15 +350,8 @@ def volumes_are_opened_at_the_same_time():
 @suite.case
 def what_a_journal_has_is_not_sent_while_everybody_waits():
     """It may be gigabytes, and the store far away."""
-    conf, path, journal = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir()
-
-    def write(layers):
-        with open(conf, "w") as f:
-            f.write(f"disk raw {layers}delay[write=2s]:file:{path}\n")
-
-    cached = f"cache[mode=writeback,disk={journal},lag=10m]:"
-    write(cached)
-    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n:
+    path = image()
+    with Daemon([("disk", "raw", f"{cached(temp_dir())}delay[write=2s]:file:{path}")]) as d, Nbd.connect(d.unix, "disk") as n:
         n.write(0, b"j" * 512)
         begun = time.monotonic()
         upgrade(d)
@@ -370,57 +376,45 @@ def journal_used(c):
 @suite.case
 def a_store_is_not_served_without_its_journal():
     """Another journal, or none, in the file of exports: the store alone is older than what was flushed."""
-    conf, path, journal, other = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir(), temp_dir()
-
-    def write(layers):
-        with open(conf, "w") as f:
-            f.write(f"disk raw {layers}file:{path}\n")
-
-    def cached(folder, lag):
-        return f"cache[mode=writeback,disk={folder},lag={lag}]:"
-
-    write(cached(journal, "10m"))
-    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n:
+    store, journal, other = f"file:{image()}", temp_dir(), temp_dir()
+    with_journal = f"disk raw {cached(journal)}{store}"
+    exports = Exports(with_journal)
+    with exports.serve() as d, Nbd.connect(d.unix, "disk") as n:
         n.write(0, b"j" * 512)
         n.do(FLUSH)
-        for layers in (cached(other, "10m"), ""):
-            write(layers)
+        for layers in (cached(other), ""):
+            exports.write(f"disk raw {layers}{store}")
             said = upgrade(d, code=1)
             assert "export 'disk'" in said and "journal" in said, said
         n.close()	# nor without anybody who would see it now
         assert "journal" in upgrade(d, code=1)
-        write(cached(journal, "10m"))
+        exports.write(with_journal)
         upgrade(d)
         with Nbd.connect(d.unix, "disk") as n2:
             assert n2.read(0, 512) == b"j" * 512
-    write(cached(journal, "10ms"))
-    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n, Ctl(d.control) as c:
+    exports.write(f"disk raw {cached(journal, '10ms')}{store}")
+    with exports.serve() as d, Nbd.connect(d.unix, "disk") as n, Ctl(d.control) as c:
         n.write(512, b"k" * 512)
         wait_until("all is in the store", lambda: not journal_used(c))
-        write("")
+        exports.write(f"disk raw {store}")
         upgrade(d)
         assert n.read(0, 1024) == b"j" * 512 + b"k" * 512
 
 
 @suite.case
 def a_list_that_is_edited_meanwhile_is_read_again():
-    conf, path, journal = os.path.join(temp_dir(), "exports.conf"), image(), temp_dir()
-
-    def write(layers, driver="raw"):
-        with open(conf, "w") as f:
-            f.write(f"disk {driver} {layers}file:{path}\n")
-
-    cached = f"delay[flush=300ms]:cache[mode=writeback,disk={journal},lag=10m]:"
-    write(cached)
-    with Daemon([], ["--exports", conf]) as d, Nbd.connect(d.unix, "disk") as n:
+    store = f"file:{image()}"
+    with_journal = f"disk raw delay[flush=300ms]:{cached(temp_dir())}{store}"
+    exports = Exports(with_journal)
+    with exports.serve() as d, Nbd.connect(d.unix, "disk") as n:
         n.write(0, b"j" * 512)
-        for layers, driver, why in (("", "raw", "journal"), ("", "nonsense", "list of exports")):
+        for driver, why in (("raw", "journal"), ("nonsense", "list of exports")):
             with Ctl(d.control) as c:
                 assert c.ask("upgrade")["ok"]
-                write(layers, driver)
+                exports.write(f"disk {driver} {store}")
                 assert why in why_called_off(c)
             assert n.read(0, 512) == b"j" * 512
-            write(cached)
+            exports.write(with_journal)
         upgrade(d)
         assert n.read(0, 512) == b"j" * 512
 
@@ -428,13 +422,11 @@ def a_list_that_is_edited_meanwhile_is_read_again():
 @suite.case
 def a_store_that_is_away_calls_it_off():
     """The next program would have to open it, and everybody wait for that; this one goes on from its journal."""
-    folder, journal, away = temp_dir(), temp_dir(), os.path.join(temp_dir(), "away")
+    folder, away = temp_dir(), os.path.join(temp_dir(), "away")
     subprocess.run([os.path.join(BUILD, "nbdrsd"), "init", "--size", "4Mi", "sharded", f"file:{folder}/"],
                    check=True, capture_output=True)
-    store = f"retry:fault[file={away},error=ECONNREFUSED]:file:{folder}/"
-    for driver, chain in (("sharded", f"cache[mode=writeback,disk={journal},lag=10ms]:{store}"),
-                          ("raw", f"cache[mode=writeback,disk={temp_dir()},lag=10ms]:retry:"
-                           f"fault[file={away},error=ECONNREFUSED]:file:{image()}")):
+    for driver, store in (("sharded", f"{folder}/"), ("raw", image())):
+        chain = f"{cached(temp_dir(), '10ms')}retry:fault[file={away},error=ECONNREFUSED]:file:{store}"
         with Daemon([("disk", driver, chain)]) as d, Nbd.connect(d.unix, "disk") as n:
             upgrade(d)
             assert n.read(0, 512) == bytes(512)
@@ -548,7 +540,7 @@ def sigterm_during_an_upgrade_stops_it():
 def sigterm_when_there_is_no_way_back_stops_the_next_one():
     """It sends what lies in the journal, and removes the socket files: a stop is a stop."""
     path, journal = image(), temp_dir()
-    d = on_file(path, layers=f"delay[flush=400ms]:cache[mode=writeback,disk={journal},lag=10m]:")
+    d = on_file(path, layers=f"delay[flush=400ms]:{cached(journal)}")
     with Nbd.connect(d.unix, "disk") as n, Ctl(d.control) as c:
         n.write(0, b"j" * 512)
         assert c.ask("upgrade")["ok"]

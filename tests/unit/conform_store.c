@@ -20,17 +20,12 @@ enum { KI = 1024, GUARD = 32, SEGMENTS = 4, DEL_BATCH = 500 };
 int store_fail(struct store_run *r, int line, const char *fmt, ...)
 {
 	va_list ap;
-	size_t at;
+	int rc;
 
-	pthread_mutex_lock(&r->lock);
-	if (!r->failure[0]) {
-		at = (size_t)snprintf(r->failure, sizeof(r->failure), "line %d: ", line);
-		va_start(ap, fmt);
-		(void)vsnprintf(r->failure + at, sizeof(r->failure) - at, fmt, ap);
-		va_end(ap);
-	}
-	pthread_mutex_unlock(&r->lock);
-	return -1;
+	va_start(ap, fmt);
+	rc = noted_add(&r->noted, line, fmt, ap);
+	va_end(ap);
+	return rc;
 }
 
 /* --- Helpers of cases ------------------------------------------------------------------------- */
@@ -147,8 +142,8 @@ int store_stat_of(struct store_run *r, const char *name, struct obj_stat *st)
 	return c ? ch_stat(c, &obj, st) : -EIO;
 }
 
-int store_write_at(struct store_run *r, const char *name, uint64_t off, const void *data, size_t len,
-		   unsigned fl)
+int store_write_at(struct store_run *r, const char *name, uint64_t off, const void *data,
+		   size_t len, unsigned fl)
 {
 	struct chan *c = store_chan(r);
 	struct obj obj = store_obj(r, name);
@@ -224,27 +219,6 @@ int store_fibers(struct store_run *r, unsigned n,
 }
 
 /* --- Life ------------------------------------------------------------------------------------- */
-
-/* The chain's text with the folder in the place of each "@". */
-static char *expand(const struct store_run *r)
-{
-	char *text = NULL;
-	size_t len = 0;
-	FILE *f = open_memstream(&text, &len);
-
-	if (!f)
-		return NULL;
-	for (const char *p = r->what->text; *p; p++) {
-		if (*p == '@')
-			(void)fputs(r->folder, f);
-		else
-			(void)fputc(*p, f);
-	}
-	if (fclose(f) == 0)
-		return text;
-	free(text);
-	return NULL;
-}
 
 struct names {
 	struct obj v[DEL_BATCH];
@@ -328,7 +302,7 @@ static void set_up(struct store_run *r, int (*fn)(void *run), const char *text)
 	else if (spec_parse(text, &r->spec, &err) != 0 ||
 		 chain_build_keyed(r->spec, false, &r->chain, &err) != 0)
 		(void)store_fail(r, __LINE__, "%s", err.msg);
-	else if (reactor_call_blocking(reactor_get(0), run_job, &job) != 0 && !r->failure[0])
+	else if (reactor_call_blocking(reactor_get(0), run_job, &job) != 0 && !r->noted.text[0])
 		(void)store_fail(r, __LINE__, "the case failed without a word");
 	chain_free(r->chain);
 	spec_free(r->spec);
@@ -340,24 +314,23 @@ const char *store_with(const struct store_what *what, int (*fn)(void *run))
 	static unsigned runs;
 	struct store_run r = { .what = what };
 	_cleanup_free_ char *text = NULL;
+	int rc;
 
-	pthread_mutex_init(&r.lock, NULL);
+	pthread_mutex_init(&r.noted.lock, NULL);
 	(void)snprintf(r.prefix, sizeof(r.prefix), "t%d-%u-", (int)getpid(), runs++);
-	(void)snprintf(r.folder, sizeof(r.folder), "%s/nbdrs-stores-XXXXXX",
-		       what->in_memory && access("/dev/shm", W_OK) == 0 ? "/dev/shm"
-									: conform_tmp());
-	if (!mkdtemp(r.folder)) {
-		(void)snprintf(failure, sizeof(failure), "%s: %s", r.folder, strerror(errno));
+	rc = conform_folder(r.folder, "stores", what->in_memory);
+	if (rc) {
+		(void)snprintf(failure, sizeof(failure), "%s: %s", r.folder, strerror(-rc));
 		return failure;
 	}
-	text = expand(&r);
+	text = conform_expand(what->text, r.folder);
 	set_up(&r, fn, text);
 	if (rmdir(r.folder) != 0) {
 		(void)store_fail(&r, __LINE__, "%s: %s", r.folder, strerror(errno));
 		(void)temp_remove(r.folder);
 	}
 	(void)snprintf(failure, sizeof(failure), "%s: %s", what->label ? what->label : what->text,
-		       r.failure);
-	pthread_mutex_destroy(&r.lock);
-	return r.failure[0] ? failure : NULL;
+		       r.noted.text);
+	pthread_mutex_destroy(&r.noted.lock);
+	return r.noted.text[0] ? failure : NULL;
 }

@@ -9,11 +9,11 @@
 #ifndef NBDRS_TEST_CONFORM_STORE_H
 #define NBDRS_TEST_CONFORM_STORE_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "conformance.h"
 #include "nbdrs/layer.h"
 
 struct store_what {
@@ -31,8 +31,7 @@ struct store_run {
 	char prefix[40]; /* of all names that the case uses */
 	struct spec *spec;
 	struct chain *chain;
-	pthread_mutex_t lock; /* guards failure */
-	char failure[512];    /* of the first failed check; "" = none yet */
+	struct noted noted;
 };
 
 /* Notes the failure, if it is the first; always -1, for `return store_fail(...)`. From any fiber. */
@@ -89,8 +88,8 @@ void store_fill(void *buf, size_t len, uint64_t seed);
 CO_FN int store_put(struct store_run *r, const char *name, const void *data, size_t len,
 		    enum put_cond cond, const char *etag, struct obj_stat *st);
 CO_FN int store_get(struct store_run *r, const char *name, uint64_t off, void *buf, size_t len);
-CO_FN int store_write_at(struct store_run *r, const char *name, uint64_t off, const void *data, size_t len,
-			 unsigned fl);
+CO_FN int store_write_at(struct store_run *r, const char *name, uint64_t off, const void *data,
+			 size_t len, unsigned fl);
 CO_FN int store_stat_of(struct store_run *r, const char *name, struct obj_stat *st);
 /* 0 when the object is exactly that, else -1 after store_fail. */
 CO_FN int store_expect(struct store_run *r, const char *name, const void *data, size_t len);

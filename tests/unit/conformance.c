@@ -61,20 +61,36 @@ const char *conform_tmp(void)
 	return dir && *dir && strlen(dir) < 200 ? dir : "/var/tmp";
 }
 
+int noted_add(struct noted *n, int line, const char *fmt, va_list ap)
+{
+	size_t at;
+
+	pthread_mutex_lock(&n->lock);
+	if (!n->text[0]) {
+		at = (size_t)snprintf(n->text, sizeof(n->text), "line %d: ", line);
+		(void)vsnprintf(n->text + at, sizeof(n->text) - at, fmt, ap);
+	}
+	pthread_mutex_unlock(&n->lock);
+	return -1;
+}
+
 int conform_fail(struct run *r, int line, const char *fmt, ...)
 {
 	va_list ap;
-	size_t at;
+	int rc;
 
-	pthread_mutex_lock(&r->lock);
-	if (!r->failure[0]) {
-		at = (size_t)snprintf(r->failure, sizeof(r->failure), "line %d: ", line);
-		va_start(ap, fmt);
-		(void)vsnprintf(r->failure + at, sizeof(r->failure) - at, fmt, ap);
-		va_end(ap);
-	}
-	pthread_mutex_unlock(&r->lock);
-	return -1;
+	va_start(ap, fmt);
+	rc = noted_add(&r->noted, line, fmt, ap);
+	va_end(ap);
+	return rc;
+}
+
+int conform_folder(char to[256], const char *kind, bool in_memory)
+{
+	const bool in_shm = in_memory && access("/dev/shm", W_OK) == 0;
+
+	(void)snprintf(to, 256, "%s/nbdrs-%s-XXXXXX", in_shm ? "/dev/shm" : conform_tmp(), kind);
+	return mkdtemp(to) ? 0 : -errno;
 }
 
 struct status_query {
@@ -104,10 +120,8 @@ uint64_t run_status(struct run *r, const char *key)
 	return conform_status(chain_top(r->chain), key);
 }
 
-/* The chain's text with the folder in the place of each "@". */
-static char *expand(const struct run *r)
+char *conform_expand(const char *from, const char *folder)
 {
-	const char *from = r->what->text;
 	char *text = NULL;
 	size_t len;
 	FILE *f = open_memstream(&text, &len);
@@ -116,7 +130,7 @@ static char *expand(const struct run *r)
 		return NULL;
 	for (; *from; from++) {
 		if (*from == '@')
-			(void)fputs(r->folder, f);
+			(void)fputs(folder, f);
 		else
 			(void)fputc(*from, f);
 	}
@@ -218,7 +232,7 @@ static CO_FN int run_case(void *arg)
 		rc = run_reopen(r, false);
 	if (rc == 0) {
 		rc = fc->fn(r);
-		if (run_shut(r))
+		if (r->chain && run_shut(r)) /* a case that failed may have left it shut */
 			rc = -1;
 	}
 	if (r->what->is_volume && destroy_volume(r))
@@ -233,17 +247,16 @@ const char *conform_with(const struct conform *what, int (*fn)(void *run))
 	struct fiber_case fc = { &r, fn };
 	_cleanup_free_ char *text = NULL;
 	struct err err = { "" };
-	int rc = -1;
+	int rc;
 
-	pthread_mutex_init(&r.lock, NULL);
-	(void)snprintf(r.folder, sizeof(r.folder), "%s/nbdrs-layers-XXXXXX",
-		       what->in_memory && access("/dev/shm", W_OK) == 0 ? "/dev/shm"
-									: conform_tmp());
-	if (!mkdtemp(r.folder)) {
-		(void)snprintf(failure, sizeof(failure), "%s: %s", r.folder, strerror(errno));
+	pthread_mutex_init(&r.noted.lock, NULL);
+	rc = conform_folder(r.folder, "layers", what->in_memory);
+	if (rc) {
+		(void)snprintf(failure, sizeof(failure), "%s: %s", r.folder, strerror(-rc));
 		return failure;
 	}
-	text = expand(&r);
+	text = conform_expand(what->text, r.folder);
+	rc = -1;
 	r.model = calloc(1, what->size);
 	if (!text || !r.model)
 		(void)conform_fail(&r, __LINE__, "out of memory");
@@ -251,25 +264,29 @@ const char *conform_with(const struct conform *what, int (*fn)(void *run))
 		(void)conform_fail(&r, __LINE__, "%s", err.msg);
 	else
 		rc = reactor_call_blocking(reactor_get(0), run_case, &fc);
-	if (rc && !r.failure[0])
+	if (rc && !r.noted.text[0])
 		(void)conform_fail(&r, __LINE__, "the case ended with %s", err_name(rc));
 	chain_free(r.chain);
 	spec_free(r.spec);
 	free(r.model);
 	if (rmdir(r.folder) != 0)
 		(void)conform_fail(&r, __LINE__, "%s: %s", r.folder, strerror(errno));
-	(void)snprintf(failure, sizeof(failure), "%s: %s", what->text, r.failure);
-	pthread_mutex_destroy(&r.lock);
-	return r.failure[0] ? failure : NULL;
+	(void)snprintf(failure, sizeof(failure), "%s: %s", what->text, r.noted.text);
+	pthread_mutex_destroy(&r.noted.lock);
+	return r.noted.text[0] ? failure : NULL;
+}
+
+void conform_must(const struct conform *what, int (*fn)(void *run))
+{
+	const char *failure = conform_with(what, fn);
+
+	if (failure)
+		fail_msg("%s", failure);
 }
 
 void conform_check(const char *text, uint64_t size, int (*fn)(void *run))
 {
-	const struct conform what = { .text = text, .size = size };
-	const char *failure = conform_with(&what, fn);
-
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&(struct conform){ .text = text, .size = size }, fn);
 }
 
 static CO_FN int nothing(void *arg)

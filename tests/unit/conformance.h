@@ -9,6 +9,7 @@
 #define NBDRS_TEST_CONFORMANCE_H
 
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -29,15 +30,20 @@ struct conform {
 	bool in_memory;    /* its folder may be in memory: flushing disks takes its time */
 };
 
+/* The first failed check of a run. */
+struct noted {
+	pthread_mutex_t lock; /* guards text */
+	char text[512];       /* "" = none yet */
+};
+
 /* One run of one case. */
 struct run {
 	const struct conform *what;
 	char folder[256];
 	struct spec *spec;
 	struct chain *chain;
-	uint8_t *model;       /* what.size bytes */
-	pthread_mutex_t lock; /* guards failure */
-	char failure[512];    /* of the first failed check; "" = none yet */
+	uint8_t *model; /* what.size bytes */
+	struct noted noted;
 };
 
 /* Notes the failure, if it is the first; always -1, for `return conform_fail(...)`. From any fiber. */
@@ -65,6 +71,16 @@ extern const struct conform_case conform_cases[]; /* ended by a NULL name */
 void conform_start(void);
 void conform_stop(void);
 
+/* --- What runs are made of, those of conform_store.h, too ----------------------------------- */
+
+/* Notes it, if it is the first; -1. From any fiber. */
+int noted_add(struct noted *n, int line, const char *fmt, va_list ap)
+	__attribute__((format(printf, 3, 0)));
+/* Makes a run's folder, in memory where that may be. 0, or -errno; its name is there then, too. */
+int conform_folder(char to[256], const char *kind, bool in_memory);
+/* The text with the folder in the place of each "@"; of malloc, NULL = no memory. */
+char *conform_expand(const char *text, const char *folder);
+
 /* Where the folders are made: TMPDIR, or /var/tmp, which is a disk more often than /tmp. */
 const char *conform_tmp(void);
 
@@ -77,6 +93,7 @@ const char *conform_run(const struct conform *what, const struct conform_case *c
 const char *conform_with(const struct conform *what, int (*fn)(void *run));
 /* The same as a test of cmocka's, which fails; `size` of the disk. */
 void conform_check(const char *text, uint64_t size, int (*fn)(void *run));
+void conform_must(const struct conform *what, int (*fn)(void *run));
 
 /* The chain cannot be opened, and the error has `message` in it; else the test fails. */
 void conform_refuses(const char *text, const char *message);

@@ -19,7 +19,6 @@
 #include <sys/stat.h>
 
 #include "conformance.h"
-#include "layer/distributed/distributed.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/reactor.h"
 
@@ -68,6 +67,16 @@ int dist_put_byte(struct chan *c, const char *name, uint8_t byte, size_t len)
 	struct put put = { .obj = &o, .iov = &iov };
 
 	memset(data, byte, len);
+	return ch_put(c, &put, NULL);
+}
+
+int dist_put_text(struct chan *c, const char *name, const char *text)
+{
+	struct obj o = dist_obj(name);
+	struct iovec v;
+	struct iov iov = iov_one(&v, (void *)(uintptr_t)text, strlen(text));
+	struct put put = { .obj = &o, .iov = &iov };
+
 	return ch_put(c, &put, NULL);
 }
 
@@ -162,9 +171,30 @@ int dist_wait_good(struct store_run *r)
 	}
 }
 
+int dist_records_n(struct store_run *r)
+{
+	int n = 0;
+
+	for (unsigned i = 0; i < chain_top(r->chain)->kids_n; i++)
+		n += dist_count_of(dist_node(r, i), DOUBT_NAME);
+	return n;
+}
+
+int dist_wait_no_records(struct store_run *r)
+{
+	uint64_t until = now_ns() + DIST_DEADLINE_S * UINT64_C(1000000000);
+
+	while (dist_records_n(r) > 0) {
+		CHECK(r, now_ns() < until, "still %d: %s", dist_records_n(r),
+		      dist_status_of(r).all);
+		co_sleep(1000000);
+	}
+	return 0;
+}
+
 int dist_same_everywhere(struct store_run *r, unsigned shard)
 {
-	const struct dist *d = chain_top(r->chain)->self;
+	const struct dist *d = dist_of(r);
 	_cleanup_free_ uint8_t *first = malloc(DIST_MI), *other = malloc(DIST_MI);
 	struct obj_stat st, st0 = { 0 };
 	char name[32];

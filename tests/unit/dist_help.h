@@ -7,6 +7,7 @@
 #define NBDRS_TEST_DIST_HELP_H
 
 #include "conform_store.h"
+#include "layer/distributed/distributed.h"
 
 enum { DIST_KI = 1024, DIST_MI = DIST_KI * DIST_KI, DIST_LEN = 8 * DIST_KI };
 
@@ -19,6 +20,10 @@ void dist_run(const char *text, int (*fn)(void *run));
 
 /* The store of node i, below its fault layer. */
 CO_FN struct chan *dist_node(struct store_run *r, unsigned i);
+static inline struct dist *dist_of(struct store_run *r)
+{
+	return chain_top(r->chain)->self;
+}
 /* Makes and removes the file of "fault[file=@/offN]": the node fails while it is there. */
 int dist_node_off(struct store_run *r, unsigned i, bool is_off);
 /* Removes all objects of all nodes, so that folders can go. */
@@ -27,6 +32,7 @@ CO_FN int dist_wipe(struct store_run *r);
 struct obj dist_obj(const char *name);
 /* `len` times the same byte. */
 CO_FN int dist_put_byte(struct chan *c, const char *name, uint8_t byte, size_t len);
+CO_FN int dist_put_text(struct chan *c, const char *name, const char *text);
 CO_FN int dist_write_byte(struct chan *c, const char *name, uint64_t off, uint8_t byte, size_t len,
 			  unsigned fl);
 CO_FN int dist_del_one(struct chan *c, const char *name);
@@ -44,6 +50,10 @@ struct dist_counting {
 int dist_count_one(void *arg, const char *name, uint64_t size);
 /* How many objects begin with prefix. */
 CO_FN int dist_count_of(struct chan *c, const char *prefix);
+
+/* Nodes with a record of what is in doubt. */
+CO_FN int dist_records_n(struct store_run *r);
+CO_FN int dist_wait_no_records(struct store_run *r);
 
 struct dist_state {
 	struct info base;

@@ -22,10 +22,8 @@ void shard_check(const char *text, uint64_t size, int (*fn)(void *run))
 	const struct conform what = {
 		.text = text, .size = size, .is_volume = true, .in_chain = true
 	};
-	const char *failure = conform_with(&what, fn);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, fn);
 }
 
 struct ext shard_at(uint64_t off, uint64_t len)

@@ -30,10 +30,8 @@ enum { KI = 1024, MI = KI * KI };
 static void check(const char *text, uint64_t size, int (*fn)(void *run))
 {
 	const struct conform what = { .text = text, .size = size, .in_memory = true };
-	const char *failure = conform_with(&what, fn);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, fn);
 }
 
 /* --- What reaches the layer below ------------------------------------------------------------- */
@@ -110,10 +108,8 @@ static void test_flushed_here(void **state)
 		.is_volume = true,
 		.in_memory = true
 	};
-	const char *failure = conform_with(&what, flushed_here);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, flushed_here);
 }
 
 /* Half a TiB is discarded: that is 131,072 units, and the index does not hold them all. */
@@ -186,10 +182,8 @@ static void test_shared_syncs(void **state)
 		.size = 4 * MI,
 		.is_volume = true
 	};
-	const char *failure = conform_with(&what, shared_syncs);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, shared_syncs);
 }
 
 /* --- Large records ---------------------------------------------------------------------------- */
@@ -221,10 +215,8 @@ static void test_large_records(void **state)
 		.is_volume = true,
 		.in_memory = true
 	};
-	const char *failure = conform_with(&what, large_records);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, large_records);
 }
 
 /* --- The folder ------------------------------------------------------------------------------- */
@@ -262,10 +254,8 @@ static void test_one_folder(void **state)
 		.is_volume = true,
 		.in_memory = true
 	};
-	const char *failure = conform_with(&what, one_folder);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, one_folder);
 }
 
 static CO_FN int size_changes(void *arg)
@@ -294,10 +284,8 @@ static void test_size_changes(void **state)
 		.is_volume = true,
 		.in_memory = true
 	};
-	const char *failure = conform_with(&what, size_changes);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, size_changes);
 }
 
 /* --- Options ---------------------------------------------------------------------------------- */

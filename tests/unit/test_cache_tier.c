@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * Layer cache, clean data on disk: what is found after a restart and what is not used then, damage,
- * what a scan pushes out. The conformance suites run over it in test_layers.c and test_stores.c, races in
- * test_never_old.c, crashes in tests/sim/test_cache_tier.c.
+ * Layer cache, clean data on disk: what is found after a restart and what is not used then, damage, another size.
+ * Whose it is is in test_cache_whose.c, what makes room in test_cache_room.c. The conformance suites run over it in
+ * test_layers.c and test_stores.c, races in test_never_old.c, crashes in tests/sim/test_cache_tier.c.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +10,6 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -19,59 +18,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "conformance.h"
 #include "layer/cache/cache_tier_int.h"
 #include "nbdrs/cleanup.h"
-#include "nbdrs/identity.h"
 #include "nbdrs/reactor.h"
-
-enum { KI = 1024, MI = KI * KI, GRANULE = 64 * KI, SIZE = 4 * MI };
-
-#define TIER       "cache[disk=@/c,volume=v,size=8Mi,mem=1Mi]:"
-#define NAMELESS   "cache[disk=@/c,size=8Mi,mem=1Mi]:"
-#define FILE_BELOW "raw:file:@/disk.img"
-
-static void check(const char *text, uint64_t size, int (*fn)(void *run))
-{
-	const struct conform what = {
-		.text = text, .size = size, .is_volume = true, .in_memory = true
-	};
-	const char *failure = conform_with(&what, fn);
-
-	if (failure)
-		fail_msg("%s", failure);
-}
-
-/* Reads from the layer below since the chain was opened. */
-static uint64_t below(struct run *r)
-{
-	return run_ops(r, 1, CH_READ);
-}
-
-static CO_FN int reopen(struct run *r)
-{
-	return run_shut(r) || run_reopen(r, false) ? -1 : 0;
-}
-
-/* What left memory is on disk: these reads come faster than any client's. */
-static CO_FN int settle(struct run *r)
-{
-	const uint64_t deadline = now_ns() + UINT64_C(20000000000);
-
-	while (run_status(r, "tier_queued") + 1 > 1) { /* none: UINT64_MAX */
-		EXPECT(r, now_ns() < deadline, "it is never written");
-		co_yield();
-	}
-	return 0;
-}
-
-static CO_FN int fill(struct run *r)
-{
-	for (uint64_t off = 0; off < r->what->size; off += 256 * KI)
-		if (run_write(r, off, 256 * KI, 0, 1) || settle(r))
-			return -1;
-	return 0;
-}
+#include "tiered.h"
 
 /* Turns a bit over at each `step` bytes of one of the files. */
 static int damage(struct run *r, const char *name, uint64_t from, uint64_t step)
@@ -100,9 +50,10 @@ static CO_FN int found_again(void *arg)
 	static const char zeroes[4096];
 	struct run *r = arg;
 
-	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
+	if (tiered_fill(r) || run_check_all(r) || tiered_reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == 0, "all was there, but for %" PRIu64 " reads", below(r));
+	EXPECT(r, tiered_below(r) == 0, "all was there, but for %" PRIu64 " reads",
+	       tiered_below(r));
 	EXPECT(r, run_status(r, "tier_hits") >= SIZE / GRANULE, "hits");
 	EXPECT(r, run_status(r, "tier_bytes") == SIZE, "bytes: %" PRIu64,
 	       run_status(r, "tier_bytes"));
@@ -110,22 +61,23 @@ static CO_FN int found_again(void *arg)
 	/* Odd pieces, too. */
 	if (run_check(r, 12345, 99999, 3) || run_check(r, SIZE - 1, 1, 1))
 		return -1;
-	EXPECT(r, below(r) == 0, "pieces: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == 0, "pieces: %" PRIu64, tiered_below(r));
 	/* A change is one, before and after another start. */
 	if (run_write(r, MI + 5000, 100, 0, 1) || run_zero(r, 2 * MI, sizeof(zeroes), 0))
 		return -1;
 	run_model(r, 2 * MI, zeroes, sizeof(zeroes));
-	if (run_check_all(r) || reopen(r) || run_check_all(r))
+	if (run_check_all(r) || tiered_reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == 0, "what was fetched anew was kept: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == 0, "what was fetched anew was kept: %" PRIu64,
+	       tiered_below(r));
 	return 0;
 }
 
 static void test_found_again(void **state)
 {
-	check(TIER FILE_BELOW, SIZE, found_again);
-	check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,granule=4Ki]:" FILE_BELOW, SIZE,
-	      found_again);
+	tiered_check(TIERED FILE_BELOW, SIZE, found_again);
+	tiered_check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,granule=4Ki]:" FILE_BELOW, SIZE,
+		     found_again);
 }
 
 /* Below the mapping, written back. The journal's part of the folder is its own. */
@@ -133,7 +85,7 @@ static CO_FN int found_below(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
+	if (tiered_fill(r) || run_check_all(r) || tiered_reopen(r) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_ops(r, 2, CH_READ) <= 2, "objects were read: %" PRIu64,
 	       run_ops(r, 2, CH_READ));
@@ -142,9 +94,10 @@ static CO_FN int found_below(void *arg)
 
 static void test_found_below(void **state)
 {
-	check("sharded[size=256Ki]:cache[disk=@/c,volume=v,size=12Mi,journal=2Mi,mode=writeback,mem=1Mi,lag=5ms]:"
-	      "file:@/vol/",
-	      SIZE, found_below);
+	tiered_check(
+		"sharded[size=256Ki]:cache[disk=@/c,volume=v,size=12Mi,journal=2Mi,mode=writeback,mem=1Mi,lag=5ms]:"
+		"file:@/vol/",
+		SIZE, found_below);
 }
 
 /* A part of a granule is changed: the others stay. */
@@ -152,20 +105,29 @@ static CO_FN int others_stay(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || reopen(r) || run_write(r, MI, 4096, 0, 1) ||
+	if (tiered_fill(r) || tiered_reopen(r) || run_write(r, MI, 4096, 0, 1) ||
 	    run_check(r, MI + 4096, GRANULE - 4096, 1))
 		return -1;
-	EXPECT(r, below(r) == 0, "blocks beside it: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == 0, "blocks beside it: %" PRIu64, tiered_below(r));
 	if (run_check(r, MI, 4096, 1))
 		return -1;
-	EXPECT(r, below(r) == 1, "the changed one: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == 1, "the changed one: %" PRIu64, tiered_below(r));
 	return 0;
 }
 
 static void test_others_stay(void **state)
 {
-	check(TIER FILE_BELOW, SIZE, others_stay);
+	tiered_check(TIERED FILE_BELOW, SIZE, others_stay);
 }
+
+/* Over a store that takes objects as wholes. */
+static const struct conform whole_objects = {
+	.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
+	.size = SIZE,
+	.is_volume = true,
+	.in_chain = true,
+	.in_memory = true,
+};
 
 struct query {
 	struct info info;
@@ -222,7 +184,7 @@ static CO_FN int little_is_written(void *arg)
 	struct run *r = arg;
 	uint64_t writes, puts;
 
-	if (fill(r) || ch_flush(run_chan(r)) || read_all(r) || read_all(r))
+	if (tiered_fill(r) || ch_flush(run_chan(r)) || read_all(r) || read_all(r))
 		return -1;
 	writes = status_below(r, "tier_writes");
 	puts = run_ops(r, 1, CH_PUT);
@@ -241,17 +203,7 @@ static CO_FN int little_is_written(void *arg)
 
 static void test_little_is_written(void **state)
 {
-	const struct conform what = {
-		.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
-		.size = SIZE,
-		.is_volume = true,
-		.in_chain = true,
-		.in_memory = true
-	};
-	const char *failure = conform_with(&what, little_is_written);
-
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&whole_objects, little_is_written);
 }
 
 /* Blocks of zeroes but for a number. */
@@ -317,7 +269,7 @@ static CO_FN int twins_differ(void *arg)
 	struct tier_key key = tier_key_of("block-0", 7, 0);
 	uint32_t twins[2];
 
-	if (find_twins(r, &key, twins) || fill(r) || write_twin(r, twins[0]) ||
+	if (find_twins(r, &key, twins) || tiered_fill(r) || write_twin(r, twins[0]) ||
 	    push_out(r, 256 * KI) || write_twin(r, twins[1]) || push_out(r, 256 * KI))
 		return -1;
 	return read_from(r, 0);
@@ -325,17 +277,7 @@ static CO_FN int twins_differ(void *arg)
 
 static void test_twins_differ(void **state)
 {
-	const struct conform what = {
-		.text = "sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi,granule=16Ki]:mem[partial=off]",
-		.size = SIZE,
-		.is_volume = true,
-		.in_chain = true,
-		.in_memory = true
-	};
-	const char *failure = conform_with(&what, twins_differ);
-
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&whole_objects, twins_differ);
 }
 
 /* --- What is not used ------------------------------------------------------------------------- */
@@ -344,17 +286,17 @@ static CO_FN int flipped_data(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_shut(r) || damage(r, "tier-data", 777, GRANULE) ||
+	if (tiered_fill(r) || run_shut(r) || damage(r, "tier-data", 777, GRANULE) ||
 	    run_reopen(r, false) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_status(r, "tier_bad") == SIZE / GRANULE, "bad: %" PRIu64,
 	       run_status(r, "tier_bad"));
-	EXPECT(r, below(r) == SIZE / GRANULE, "reads: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == SIZE / GRANULE, "reads: %" PRIu64, tiered_below(r));
 	/* What was read instead is good. */
-	if (reopen(r) || run_check_all(r))
+	if (tiered_reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == 0 && run_status(r, "tier_bad") == 0,
-	       "after that: %" PRIu64 " reads, %" PRIu64 " of bad data", below(r),
+	EXPECT(r, tiered_below(r) == 0 && run_status(r, "tier_bad") == 0,
+	       "after that: %" PRIu64 " reads, %" PRIu64 " of bad data", tiered_below(r),
 	       run_status(r, "tier_bad"));
 	return 0;
 }
@@ -364,7 +306,7 @@ static CO_FN int flipped_entries(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_shut(r) || damage(r, "tier-index", 4096 + 40, 128) ||
+	if (tiered_fill(r) || run_shut(r) || damage(r, "tier-index", 4096 + 40, 128) ||
 	    run_reopen(r, false) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_status(r, "tier_hits") == 0, "hits: %" PRIu64, run_status(r, "tier_hits"));
@@ -375,14 +317,14 @@ static CO_FN int flipped_head(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_shut(r) || damage(r, "tier-index", 30, 1 << 30) ||
+	if (tiered_fill(r) || run_shut(r) || damage(r, "tier-index", 30, 1 << 30) ||
 	    run_reopen(r, false) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_status(r, "tier_hits") == 0, "hits: %" PRIu64, run_status(r, "tier_hits"));
 	/* It was made anew. */
-	if (reopen(r) || run_check_all(r))
+	if (tiered_reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == 0, "reads: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == 0, "reads: %" PRIu64, tiered_below(r));
 	return 0;
 }
 
@@ -391,8 +333,8 @@ static CO_FN int flipped_marks(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_shut(r) || damage(r, "tier-marks", 100, 512) || run_reopen(r, false) ||
-	    run_check_all(r))
+	if (tiered_fill(r) || run_shut(r) || damage(r, "tier-marks", 100, 512) ||
+	    run_reopen(r, false) || run_check_all(r))
 		return -1;
 	EXPECT(r, run_status(r, "tier_hits") == 0, "hits: %" PRIu64, run_status(r, "tier_hits"));
 	return 0;
@@ -405,14 +347,15 @@ static CO_FN int cut_files(void *arg)
 	char path[320];
 
 	for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
-		if (fill(r) || run_shut(r))
+		if (tiered_fill(r) || run_shut(r))
 			return -1;
 		(void)snprintf(path, sizeof(path), "%s/c/%s", r->folder, names[i]);
 		EXPECT(r, truncate(path, 1000) == 0, "%s", path);
-		if (run_reopen(r, false) || run_check_all(r) || reopen(r) || run_check_all(r))
+		if (run_reopen(r, false) || run_check_all(r) || tiered_reopen(r) ||
+		    run_check_all(r))
 			return -1;
 		EXPECT(r, unlink(path) == 0, "%s", path);
-		if (reopen(r) || run_check_all(r))
+		if (tiered_reopen(r) || run_check_all(r))
 			return -1;
 	}
 	return 0;
@@ -420,26 +363,28 @@ static CO_FN int cut_files(void *arg)
 
 static void test_damage(void **state)
 {
-	check(TIER FILE_BELOW, SIZE, flipped_data);
-	check(TIER FILE_BELOW, SIZE, flipped_entries);
-	check(TIER FILE_BELOW, SIZE, flipped_head);
-	check(TIER FILE_BELOW, SIZE, flipped_marks);
-	check(TIER FILE_BELOW, SIZE, cut_files);
+	tiered_check(TIERED FILE_BELOW, SIZE, flipped_data);
+	tiered_check(TIERED FILE_BELOW, SIZE, flipped_entries);
+	tiered_check(TIERED FILE_BELOW, SIZE, flipped_head);
+	tiered_check(TIERED FILE_BELOW, SIZE, flipped_marks);
+	tiered_check(TIERED FILE_BELOW, SIZE, cut_files);
 }
 
 static CO_FN int not_kept(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
+	if (tiered_fill(r) || run_check_all(r) || tiered_reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == SIZE / GRANULE / IOV_SLICE_MAX, "reads: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == SIZE / GRANULE / IOV_SLICE_MAX, "reads: %" PRIu64,
+	       tiered_below(r));
 	return 0;
 }
 
 static void test_not_kept(void **state)
 {
-	check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,keep=off]:" FILE_BELOW, SIZE, not_kept);
+	tiered_check("cache[disk=@/c,volume=v,size=8Mi,mem=1Mi,keep=off]:" FILE_BELOW, SIZE,
+		     not_kept);
 }
 
 /* The layer below does not say that what is there will last: the volume opens without what was kept. */
@@ -447,306 +392,16 @@ static CO_FN int not_flushed(void *arg)
 {
 	struct run *r = arg;
 
-	if (fill(r) || run_check_all(r) || reopen(r) || run_check_all(r))
+	if (tiered_fill(r) || run_check_all(r) || tiered_reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == SIZE / GRANULE / IOV_SLICE_MAX, "reads: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == SIZE / GRANULE / IOV_SLICE_MAX, "reads: %" PRIu64,
+	       tiered_below(r));
 	return 0;
 }
 
 static void test_not_flushed(void **state)
 {
-	check(TIER "fault[ops=flush,count=1,error=EIO]:" FILE_BELOW, SIZE, not_flushed);
-}
-
-/* --- Whose it is ------------------------------------------------------------------------------ */
-
-/* Another chain while the run's is shut; "@" is its folder. */
-struct other {
-	struct spec *spec;
-	struct chain *chain;
-};
-
-static CO_FN int build_other(struct run *r, const char *form, struct other *o)
-{
-	char text[700] = "";
-	struct err err = { "" };
-	size_t len = 0;
-	int rc;
-
-	*o = (struct other){ NULL, NULL };
-	for (; *form; form++) {
-		const int n = snprintf(text + len, sizeof(text) - len, "%.*s",
-				       *form == '@' ? (int)strlen(r->folder) : 1,
-				       *form == '@' ? r->folder : form);
-
-		len += (size_t)n;
-		EXPECT(r, len < sizeof(text), "%s", text);
-	}
-	rc = spec_parse(text, &o->spec, &err);
-	if (!rc)
-		rc = chain_build(o->spec, "disk0", false, &o->chain, &err);
-	EXPECT(r, rc == 0, "%s", err.msg);
-	return 0;
-}
-
-static void free_other(struct other *o)
-{
-	chain_free(o->chain);
-	spec_free(o->spec);
-}
-
-#define OTHER "cache[disk=@/c,size=8Mi,mem=1Mi]:raw:file:@/other.img"
-
-/* Another volume in the folder sees nothing of this one, and its end leaves this one's files alone. */
-static CO_FN int another_volume(void *arg)
-{
-	struct run *r = arg;
-	struct err err = { "" };
-	struct other o;
-	char path[320], buf[4096];
-	struct iovec v;
-	struct iov iov = iov_one(&v, buf, sizeof(buf));
-	int rc = 0;
-
-	if (fill(r) || run_shut(r))
-		return -1;
-	(void)snprintf(path, sizeof(path), "%s/c/tier-index", r->folder);
-	if (build_other(r, OTHER, &o))
-		return -1;
-	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == 0, "%s", err.msg);
-	EXPECT(r, chain_destroy(o.chain, &err) == 0, "%s", err.msg);
-	EXPECT(r, access(path, F_OK) == 0, "they are not that volume's");
-	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == 0, "%s", err.msg);
-	EXPECT(r, chain_open(o.chain, &err) == 0, "%s", err.msg);
-	for (uint64_t off = 0; off < SIZE && !rc; off += sizeof(buf)) {
-		rc = ch_read(chain_chan(o.chain, &rc), (struct ext){ &obj_none, off, sizeof(buf) },
-			     &iov, 0);
-		EXPECT(r, !rc && iov_is_zero(&iov), "it is empty: %d", rc);
-	}
-	EXPECT(r, chain_close(o.chain) == 0, "close");
-	if (run_reopen(r, false) || run_check_all(r))
-		return -1;
-	EXPECT(r, run_status(r, "tier_hits") == 0, "that one's: %" PRIu64,
-	       run_status(r, "tier_hits"));
-	if (run_shut(r))
-		return -1;
-	EXPECT(r, chain_destroy(o.chain, &err) == 0, "%s", err.msg);
-	free_other(&o);
-	return run_reopen(r, false);
-}
-
-static void test_another_volume(void **state)
-{
-	check(TIER FILE_BELOW, SIZE, another_volume);
-}
-
-/* Removed and made again by somebody without a cache: the same place, another identity. */
-static CO_FN int made_again(void *arg)
-{
-	struct run *r = arg;
-	struct err err = { "" };
-	struct other o;
-
-	if (run_shut(r) || build_other(r, "sharded[size=256Ki]:file:@/vol/", &o))
-		return -1;
-	EXPECT(r, identity_make(o.chain, false, &err) == 0, "%s", err.msg);
-	if (run_reopen(r, false) || fill(r) || reopen(r) || run_check_all(r))
-		return -1;
-	EXPECT(r, run_status(r, "tier_hits") == UINT64_MAX, "the top is sharded");
-	EXPECT(r, run_ops(r, 2, CH_READ) <= 2, "it is used: %" PRIu64, run_ops(r, 2, CH_READ));
-	if (run_shut(r))
-		return -1;
-	EXPECT(r, identity_remove(o.chain, &err) == 0, "%s", err.msg);
-	EXPECT(r, chain_destroy(o.chain, &err) == 0, "%s", err.msg);
-	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == 0, "%s", err.msg);
-	EXPECT(r, identity_make(o.chain, false, &err) == 0, "%s", err.msg);
-	memset(r->model, 0, SIZE);
-	if (run_reopen(r, false) || run_check_all(r) || run_shut(r))
-		return -1;
-	EXPECT(r, identity_remove(o.chain, &err) == 0, "%s", err.msg);
-	free_other(&o);
-	return run_reopen(r, false);
-}
-
-static void test_made_again(void **state)
-{
-	check("sharded[size=256Ki]:cache[disk=@/c,size=8Mi,mem=1Mi]:file:@/vol/", SIZE, made_again);
-}
-
-/* Nothing says that the disk is the one it was: it may have got another's name, or be empty. */
-static CO_FN int nameless(void *arg)
-{
-	struct run *r = arg;
-	char path[320];
-
-	(void)snprintf(path, sizeof(path), "%s/disk.img", r->folder);
-	if (fill(r) || run_check_all(r) || run_shut(r))
-		return -1;
-	EXPECT(r, truncate(path, 0) == 0 && truncate(path, SIZE) == 0, "%s", path);
-	memset(r->model, 0, SIZE);
-	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
-}
-
-static void test_nameless(void **state)
-{
-	check(NAMELESS FILE_BELOW, SIZE, nameless);
-}
-
-/* Made anew through the same chain: whoever it is said to be, it is empty. */
-static CO_FN int made_anew(void *arg)
-{
-	struct run *r = arg;
-	struct err err = { "" };
-	struct other o;
-
-	if (fill(r) || run_check_all(r) || run_shut(r) || build_other(r, r->what->text, &o))
-		return -1;
-	EXPECT(r, chain_create(o.chain, SIZE, true, &err) == 0, "%s", err.msg);
-	free_other(&o);
-	memset(r->model, 0, SIZE);
-	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
-}
-
-static void test_made_anew(void **state)
-{
-	check(TIER FILE_BELOW, SIZE, made_anew);
-}
-
-/* Opened for a write of one byte, or none. */
-static CO_FN int use_other(struct run *r, const char *form, const uint8_t *byte)
-{
-	struct err err = { "" };
-	struct other o;
-	struct iovec v;
-	struct iov iov = iov_one(&v, (void *)(uintptr_t)byte, 1);
-	int rc = 0;
-
-	if (build_other(r, form, &o))
-		return -1;
-	EXPECT(r, chain_open(o.chain, &err) == 0, "%s", err.msg);
-	if (byte)
-		rc = ch_write(chain_chan(o.chain, &rc), (struct ext){ &obj_none, MI, 1 }, &iov, 0);
-	EXPECT(r, rc == 0 && chain_close(o.chain) == 0, "write, close");
-	free_other(&o);
-	return 0;
-}
-
-/* One name for two places in the chain: what is changed in one is not noticed in the other. */
-static CO_FN int above_and_below(void *arg)
-{
-	const uint8_t byte = 0x55;
-	struct run *r = arg;
-
-	if (fill(r) || run_check_all(r) || run_shut(r) ||
-	    use_other(r,
-		      "sharded[size=256Ki]:cache[disk=@/c,volume=v,size=8Mi,mem=1Mi]:file:@/vol/",
-		      &byte))
-		return -1;
-	run_model(r, MI, &byte, 1);
-	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
-}
-
-static void test_above_and_below(void **state)
-{
-	check(TIER "sharded[size=256Ki]:file:@/vol/", SIZE, above_and_below);
-}
-
-/* Made smaller, used, and made larger again, by somebody else: behind the old end are zeroes. */
-static CO_FN int smaller_and_larger(void *arg)
-{
-	struct run *r = arg;
-	char path[320];
-
-	(void)snprintf(path, sizeof(path), "%s/disk.img", r->folder);
-	if (fill(r) || run_check_all(r) || run_shut(r))
-		return -1;
-	EXPECT(r, truncate(path, SIZE / 2) == 0, "%s", path);
-	if (use_other(r, TIER "raw:file:@/disk.img", NULL))
-		return -1;
-	EXPECT(r, truncate(path, SIZE) == 0, "%s", path);
-	memset(r->model + SIZE / 2, 0, SIZE / 2);
-	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
-}
-
-static void test_smaller_and_larger(void **state)
-{
-	check(TIER FILE_BELOW, SIZE, smaller_and_larger);
-}
-
-/* --- The folder ------------------------------------------------------------------------------- */
-
-static CO_FN int one_daemon(void *arg)
-{
-	struct run *r = arg;
-	struct err err = { "" };
-	struct other o;
-
-	if (build_other(r, OTHER, &o))
-		return -1;
-	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == -EBUSY, "%s", err.msg);
-	EXPECT(r, strstr(err.msg, "/c"), "it is named: %s", err.msg);
-	if (run_shut(r))
-		return -1;
-	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == 0, "%s", err.msg);
-	if (run_reopen(r, false))
-		return -1;
-	EXPECT(r, chain_open(o.chain, &err) == -EBUSY, "%s", err.msg);
-	EXPECT(r, strstr(err.msg, "/c"), "it is named: %s", err.msg);
-	if (run_shut(r))
-		return -1;
-	EXPECT(r, chain_destroy(o.chain, &err) == 0, "%s", err.msg);
-	free_other(&o);
-	return run_reopen(r, false);
-}
-
-static void test_one_daemon(void **state)
-{
-	check(TIER FILE_BELOW, SIZE, one_daemon);
-}
-
-/* What is only in a journal would be read as it was before. */
-static CO_FN int journal_first(void *arg)
-{
-	struct run *r = arg;
-	struct err err = { "" };
-	struct other o;
-
-	EXPECT(r, run_write(r, 0, 4096, 0, 1) == 0 && ch_flush(run_chan(r)) == 0, "write");
-	(void)chain_close(r->chain); /* the write below fails */
-	chain_free(r->chain);
-	r->chain = NULL;
-	if (build_other(r, TIER "raw:file:@/disk.img", &o))
-		return -1;
-	EXPECT(r, chain_open(o.chain, &err) == -EBUSY, "%s", err.msg);
-	EXPECT(r, strstr(err.msg, "serve it with mode=writeback"), "%s", err.msg);
-	free_other(&o);
-	return run_reopen(r, false);
-}
-
-static void test_journal_first(void **state)
-{
-	check("cache[disk=@/c,volume=v,size=8Mi,journal=2Mi,mode=writeback,lag=1h]:"
-	      "fault[ops=write,count=1,error=EPERM]:" FILE_BELOW,
-	      SIZE, journal_first);
-}
-
-/* With no room for it any more it must not stay: changes would not be noted there. */
-static CO_FN int no_room_left(void *arg)
-{
-	struct run *r = arg;
-	const uint8_t byte = 0x55;
-
-	if (fill(r) || run_shut(r) ||
-	    use_other(r, "cache[disk=@/c,volume=v,size=2Mi,mode=writeback]:" FILE_BELOW, &byte))
-		return -1;
-	run_model(r, MI, &byte, 1);
-	return run_reopen(r, false) || run_check_all(r) ? -1 : 0;
-}
-
-static void test_no_room_left(void **state)
-{
-	check("cache[disk=@/c,volume=v,size=10Mi,journal=2Mi,mode=writeback]:" FILE_BELOW, SIZE,
-	      no_room_left);
+	tiered_check(TIERED "fault[ops=flush,count=1,error=EIO]:" FILE_BELOW, SIZE, not_flushed);
 }
 
 /* --- Another size ----------------------------------------------------------------------------- */
@@ -768,105 +423,29 @@ static CO_FN int resized(void *arg)
 	const uint64_t half = SIZE / 2 - 5000;
 	struct run *r = arg;
 
-	if (fill(r) || reopen(r) || run_check_all(r) || resize(r, half) || resize(r, SIZE))
+	if (tiered_fill(r) || tiered_reopen(r) || run_check_all(r) || resize(r, half) ||
+	    resize(r, SIZE))
 		return -1;
 	memset(r->model + half, 0, SIZE - half);
-	if (run_check_all(r) || reopen(r) || run_check_all(r))
+	if (run_check_all(r) || tiered_reopen(r) || run_check_all(r))
 		return -1;
-	EXPECT(r, below(r) == 0, "reads: %" PRIu64, below(r));
+	EXPECT(r, tiered_below(r) == 0, "reads: %" PRIu64, tiered_below(r));
 	return 0;
 }
 
 static void test_resized(void **state)
 {
-	check(TIER FILE_BELOW, SIZE, resized);
-	check(TIER "sharded[size=64Ki]:file:@/vol/", SIZE, resized);
-}
-
-/* --- What makes room -------------------------------------------------------------------------- */
-
-static CO_FN int scan(struct run *r, uint64_t from, uint64_t to)
-{
-	for (uint64_t off = from; off < to; off += 16 * KI)
-		if (run_check(r, off, 16 * KI, 1) || settle(r))
-			return -1;
-	return 0;
-}
-
-/* 4 MiB that are used, then 24 MiB once, in 8 MiB. */
-static CO_FN int survives_a_scan(void *arg)
-{
-	struct run *r = arg;
-	uint64_t before;
-
-	for (unsigned i = 0; i < 4; i++)
-		if (scan(r, 0, 4 * MI))
-			return -1;
-	if (scan(r, 8 * MI, 32 * MI))
-		return -1;
-	EXPECT(r,
-	       run_status(r, "tier_bytes") <= run_status(r, "tier_limit") &&
-		       run_status(r, "tier_evictions") > 100,
-	       "room was made: %" PRIu64, run_status(r, "tier_evictions"));
-	before = below(r);
-	if (scan(r, 0, 4 * MI))
-		return -1;
-	EXPECT(r, below(r) - before <= 8, "%" PRIu64 " of 64 were pushed out by a scan",
-	       below(r) - before);
-	return 0;
-}
-
-static void test_survives_a_scan(void **state)
-{
-	check(TIER FILE_BELOW, 32 * MI, survives_a_scan);
-}
-
-/* Another use takes the place of the one before, also when all of the disk is in use. */
-static CO_FN int follows_its_use(void *arg)
-{
-	struct run *r = arg;
-	uint64_t before;
-
-	for (unsigned i = 0; i < 4; i++)
-		if (scan(r, 0, 7 * MI))
-			return -1;
-	for (unsigned i = 0; i < 12; i++)
-		if (scan(r, 8 * MI, 12 * MI))
-			return -1;
-	before = below(r);
-	if (scan(r, 8 * MI, 12 * MI))
-		return -1;
-	EXPECT(r, below(r) - before <= 16, "%" PRIu64 " of 64 are not there", below(r) - before);
-	return 0;
-}
-
-static void test_follows_its_use(void **state)
-{
-	check(TIER FILE_BELOW, 16 * MI, follows_its_use);
+	tiered_check(TIERED FILE_BELOW, SIZE, resized);
+	tiered_check(TIERED "sharded[size=64Ki]:file:@/vol/", SIZE, resized);
 }
 
 int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_found_again),
-		cmocka_unit_test(test_found_below),
-		cmocka_unit_test(test_others_stay),
-		cmocka_unit_test(test_damage),
-		cmocka_unit_test(test_not_kept),
-		cmocka_unit_test(test_another_volume),
-		cmocka_unit_test(test_made_again),
-		cmocka_unit_test(test_one_daemon),
-		cmocka_unit_test(test_journal_first),
-		cmocka_unit_test(test_no_room_left),
-		cmocka_unit_test(test_survives_a_scan),
-		cmocka_unit_test(test_follows_its_use),
-		cmocka_unit_test(test_resized),
-		cmocka_unit_test(test_little_is_written),
-		cmocka_unit_test(test_twins_differ),
-		cmocka_unit_test(test_nameless),
-		cmocka_unit_test(test_made_anew),
-		cmocka_unit_test(test_above_and_below),
-		cmocka_unit_test(test_smaller_and_larger),
+		cmocka_unit_test(test_found_again),       cmocka_unit_test(test_found_below),
+		cmocka_unit_test(test_others_stay),       cmocka_unit_test(test_damage),
+		cmocka_unit_test(test_not_kept),          cmocka_unit_test(test_resized),
+		cmocka_unit_test(test_little_is_written), cmocka_unit_test(test_twins_differ),
 		cmocka_unit_test(test_not_flushed),
 	};
 	int failed;

@@ -257,7 +257,7 @@ static CO_FN int flush_fails(void *arg)
 {
 	struct store_run *r = arg;
 	struct chan *c = store_chan(r);
-	const struct dist *d = chain_top(r->chain)->self;
+	const struct dist *d = dist_of(r);
 	bool is_enough = d->quorum < d->replicas;
 
 	CHECK(r, dist_write_byte(c, "block-0", 0, 'a', DIST_LEN, 0) == 0 && ch_flush(c) == 0);
@@ -305,7 +305,7 @@ static CO_FN void turn(void *arg)
 static CO_FN int all_debts(void *arg)
 {
 	struct store_run *r = arg;
-	struct turning t = { .d = chain_top(r->chain)->self, .group = CO_GROUP_INIT };
+	struct turning t = { .d = dist_of(r), .group = CO_GROUP_INIT };
 	struct dist *d = t.d;
 	int rc;
 

@@ -96,7 +96,8 @@ static CO_FN void write_for_ever(void *arg)
 /* ---- the parent ---- */
 
 struct crash {
-	char folder[256], child_text[1200], text[1600];
+	char folder[256];
+	char *text; /* of the chain that looks */
 	bool forgets; /* the record is deleted before it is looked at: it was needed, then */
 	uint64_t flushed[SHARDS * SLOTS]; /* generation that a flush promised */
 	uint64_t last;                    /* generation anybody has seen */
@@ -265,16 +266,6 @@ static void move_node(const struct crash *k, bool is_gone)
 	assert_int_equal(is_gone ? rename(here, there) : rename(there, here), 0);
 }
 
-/* "@" of the chains is the folder. */
-static void expand(const struct crash *k, const char *text, char *out, size_t room)
-{
-	size_t n = 0;
-
-	for (const char *p = text; *p && n + sizeof(k->folder) < room; p++)
-		n += (size_t)snprintf(out + n, room - n, *p == '@' ? "%s" : "%.1s",
-				      *p == '@' ? k->folder : p);
-}
-
 /* NBDRS_FULL=1: for longer. */
 static unsigned rounds_n(void)
 {
@@ -288,23 +279,23 @@ static unsigned crash_rounds(const char *child, const char *parent, bool forgets
 			     unsigned *unread)
 {
 	struct crash k = { .forgets = forgets };
+	char *child_text;
 	uint64_t seed = 4711;
 	const unsigned rounds = rounds_n();
 
-	(void)snprintf(k.folder, sizeof(k.folder), "%s/nbdrs-crash-XXXXXX",
-		       access("/dev/shm", W_OK) == 0 ? "/dev/shm" : conform_tmp());
-	assert_non_null(mkdtemp(k.folder));
+	assert_int_equal(conform_folder(k.folder, "crash", true), 0);
 	for (unsigned i = 0; i < NODES; i++) {
 		char path[300];
 
 		(void)snprintf(path, sizeof(path), "%s/n%u", k.folder, i);
 		assert_int_equal(mkdir(path, 0700), 0);
 	}
-	expand(&k, child, k.child_text, sizeof(k.child_text));
-	expand(&k, parent, k.text, sizeof(k.text));
+	child_text = conform_expand(child, k.folder);
+	k.text = conform_expand(parent, k.folder);
+	assert_true(child_text && k.text);
 	for (unsigned round = 0; round < rounds && !k.failure[0]; round++) {
 		int from = -1;
-		pid_t pid = kill_child_start(k.child_text, k.last + 100, &from);
+		pid_t pid = kill_child_start(child_text, k.last + 100, &from);
 
 		kill_after(&k, pid, from, (unsigned)random_below(&seed, 60));
 		close(from);
@@ -326,6 +317,8 @@ static unsigned crash_rounds(const char *child, const char *parent, bool forgets
 			fail_msg("round %u: %s", round, k.failure);
 	}
 	assert_int_equal(temp_remove(k.folder), 0);
+	free(child_text);
+	free(k.text);
 	*unread = k.unread;
 	return k.flips;
 }

@@ -23,21 +23,6 @@ enum { OUT_DEADLINE_S = 20 };
 	"distributed[replicas=2,quorum=1," options "]{" DIST_OFF(0) ":mem," DIST_OFF(1) ":mem}"
 #define THREE "distributed[replicas=2,quorum=1,recheck=5ms]{mem," DIST_OFF(1) ":mem,mem}"
 
-static struct dist *dist_of(struct store_run *r)
-{
-	return chain_top(r->chain)->self;
-}
-
-static CO_FN int put_text(struct chan *c, const char *text)
-{
-	struct obj o = dist_obj(DOUBT_NAME);
-	struct iovec v;
-	struct iov iov = iov_one(&v, (void *)(uintptr_t)text, strlen(text));
-	struct put put = { .obj = &o, .iov = &iov };
-
-	return ch_put(c, &put, NULL);
-}
-
 /* Whether the record on a node has that line. */
 static CO_FN bool says(struct store_run *r, unsigned node, const char *line)
 {
@@ -158,7 +143,7 @@ static CO_FN int killed(void *arg)
 		return -1;
 	CHECK(r, dist_put_byte(dist_node(r, 0), "block-3-0", 'n', DIST_LEN) == 0);
 	CHECK(r, dist_put_byte(dist_node(r, 1), "block-3-1", 'o', DIST_LEN) == 0);
-	CHECK(r, put_text(dist_node(r, 0), "doubt 1\nout 1\n0\nend\n") == 0);
+	CHECK(r, dist_put_text(dist_node(r, 0), DOUBT_NAME, "doubt 1\nout 1\n0\nend\n") == 0);
 	if (reopen_without(r, bit(1), true) || reads(r, 'b'))
 		return -1;
 	CHECK(r, dist_read_byte(store_chan(r), "block-3", 0, DIST_LEN) == 'n');
@@ -253,8 +238,8 @@ static CO_FN int records(struct store_run *r, const char *node0, const char *nod
 {
 	static const char *const nothing = "doubt 1\nend\n";
 
-	CHECK(r, put_text(dist_node(r, 0), node0 ? node0 : nothing) == 0);
-	CHECK(r, put_text(dist_node(r, 2), node2 ? node2 : nothing) == 0);
+	CHECK(r, dist_put_text(dist_node(r, 0), DOUBT_NAME, node0 ? node0 : nothing) == 0);
+	CHECK(r, dist_put_text(dist_node(r, 2), DOUBT_NAME, node2 ? node2 : nothing) == 0);
 	if (reopen_without(r, bit(1), is_good))
 		return -1;
 	only_off(r, 0);
@@ -267,7 +252,8 @@ static CO_FN int records(struct store_run *r, const char *node0, const char *nod
 
 static CO_FN int said(void *arg)
 {
-	static const char *const out0 = "doubt 1\nout 0\nend\n", *const out1 = "doubt 1\nout 1\nend\n",
+	static const char *const out0 = "doubt 1\nout 0\nend\n",
+				 *const out1 = "doubt 1\nout 1\nend\n",
 				 *const out2 = "doubt 1\nout 2\nend\n";
 	struct store_run *r = arg;
 	int rc = records(r, out1, out1, true);
@@ -287,8 +273,8 @@ static CO_FN int contradict(void *arg)
 	struct store_run *r = arg;
 	struct err err = { "" };
 
-	CHECK(r, put_text(dist_node(r, 0), "doubt 1\nout 1\nend\n") == 0);
-	CHECK(r, put_text(dist_node(r, 1), "doubt 1\nout 0\nend\n") == 0);
+	CHECK(r, dist_put_text(dist_node(r, 0), DOUBT_NAME, "doubt 1\nout 1\nend\n") == 0);
+	CHECK(r, dist_put_text(dist_node(r, 1), DOUBT_NAME, "doubt 1\nout 0\nend\n") == 0);
 	CHECK(r, chain_close(r->chain) == 0);
 	int rc = chain_open(r->chain, &err);
 

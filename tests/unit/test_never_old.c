@@ -151,10 +151,8 @@ static CO_FN void act(void *arg)
 static void check_volume(const char *text, uint64_t size, int (*fn)(void *run))
 {
 	const struct conform what = { .text = text, .size = size, .is_volume = true, .in_memory = true };
-	const char *failure = conform_with(&what, fn);
 
-	if (failure)
-		fail_msg("%s", failure);
+	conform_must(&what, fn);
 }
 
 static CO_FN int never_old(void *arg)

@@ -45,15 +45,15 @@ static void check(const char *text, CO_FN int (*fn)(struct vol *v))
 	struct vol v = { .fn = fn };
 	int rc;
 
-	pthread_mutex_init(&v.r.lock, NULL);
+	pthread_mutex_init(&v.r.noted.lock, NULL);
 	assert_int_equal(spec_parse(text, &v.spec, &v.err), 0);
 	assert_int_equal(chain_build(v.spec, "vol0", false, &v.chain, &v.err), 0);
 	rc = reactor_call_blocking(reactor_get(0), vol_run, &v);
 	chain_free(v.chain);
 	spec_free(v.spec);
-	pthread_mutex_destroy(&v.r.lock);
-	if (v.r.failure[0])
-		fail_msg("%s: %s", text, v.r.failure);
+	pthread_mutex_destroy(&v.r.noted.lock);
+	if (v.r.noted.text[0])
+		fail_msg("%s: %s", text, v.r.noted.text);
 	assert_int_equal(rc, 0);
 }
 

@@ -14,6 +14,8 @@
  *				of it is not below yet: cache_dirty.c, _queue; sending: cache_send.c,
  *				_pace, _unit
  *
+ * When its volume is made or removed: cache_volume.c.
+ *
  * Promises. Writing through: those of the layer below, for flush, FUA, trim, crash and several
  * writers; whatever fails below leaves nothing in the cache. Writing back: see docs/consistency.md.
  *
@@ -154,7 +156,7 @@ static int check_sizes(const struct cache *c, struct err *err)
 	return 0;
 }
 
-static int check_options(struct cache *c, struct err *err)
+int cache_check_options(const struct cache *c, struct err *err)
 {
 	int rc;
 
@@ -171,7 +173,7 @@ static int check_options(struct cache *c, struct err *err)
 	return rc ? rc : check_back(c, err);
 }
 
-/* After check_options(). */
+/* After cache_check_options(). */
 static void fill_in(struct cache *c)
 {
 	c->is_local = c->durability == DURABILITY_LOCAL ||
@@ -241,7 +243,7 @@ static void say_mode(const struct layer *l)
 static CO_FN int cache_open(struct layer *l, struct err *err)
 {
 	struct cache *c = l->self;
-	int rc = check_options(c, err);
+	int rc = cache_check_options(c, err);
 
 	if (rc)
 		return rc;
@@ -368,72 +370,6 @@ static CO_FN int cache_resize(struct chan *ch, uint64_t size, enum resize_phase 
 		return rc;
 	ch->layer->size = ch->kids[0]->layer->size;
 	return 0;
-}
-
-/* --- Volumes ---------------------------------------------------------------------------------- */
-
-/* Objects have a place to be made only where one of the layers below says so. */
-static bool kid_makes(const struct layer *l, bool create)
-{
-	for (l = l->kids[0]; l; l = l->kids_n ? l->kids[0] : NULL)
-		if (create ? l->ops->create != NULL : l->ops->destroy != NULL)
-			return true;
-	return false;
-}
-
-/* Of what is in the folder; without one r->folder is NULL. *volume: the caller frees it. */
-static int removal_of(const struct layer *l, struct journal_removal *r, char **volume,
-		      struct err *err)
-{
-	const struct cache *c = l->self;
-
-	*r = (struct journal_removal){ .folder = c->disk };
-	if (!c->disk)
-		return 0;
-	*volume = back_volume(l);
-	if (!*volume)
-		return err_set(err, -ENOMEM, "out of memory");
-	r->volume = *volume;
-	r->any_export = !c->volume && !l->is_keyed && !l->export_name;
-	return 0;
-}
-
-static CO_FN int cache_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
-			      struct err *err)
-{
-	_cleanup_free_ char *volume = NULL;
-	struct journal_removal r;
-	int rc = removal_of(l, &r, &volume, err);
-
-	/* Whatever of a former volume of this name is there is not the new one's. */
-	if (!rc && r.folder)
-		rc = tier_remove(&r, err);
-	if (rc || (l->is_keyed && !kid_makes(l, true)))
-		return rc;
-	return layer_create(l->kids[0], obj, size, force, err);
-}
-
-static CO_FN int destroy_below(struct layer *l, const struct obj *obj, struct err *err)
-{
-	return !l->is_keyed || kid_makes(l, false) ? layer_destroy(l->kids[0], obj, err) : 0;
-}
-
-/* Journal and cached data go with their volume. That they are this volume's is asked before anything goes. */
-static CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err)
-{
-	_cleanup_free_ char *volume = NULL;
-	struct journal_removal r;
-	int rc = removal_of(l, &r, &volume, err);
-
-	if (!rc && !r.folder)
-		return destroy_below(l, obj, err);
-	if (!rc)
-		rc = journal_may_remove(&r, err);
-	if (!rc)
-		rc = destroy_below(l, obj, err);
-	if (!rc)
-		rc = tier_remove(&r, err);
-	return rc ? rc : journal_remove(&r, err);
 }
 
 /* --- Looking at it ---------------------------------------------------------------------------- */

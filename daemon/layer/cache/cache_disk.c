@@ -105,8 +105,10 @@ int cache_tier_start(struct layer *l, struct err *err)
 
 	if (!c->disk || l->want_ro || (c->back && c->back->is_ro))
 		return 0; /* nothing is written to the folder, and nothing below is changed */
-	if (c->tier_size < TIER_MIN * c->granule)
-		return tier_remove(&(struct journal_removal){ .folder = c->disk }, err);
+	if (c->tier_size < TIER_MIN * c->granule) /* all of it is the journal's, which is open */
+		return tier_remove(&(struct journal_removal){ .folder = c->disk,
+							      .dir_fd = c->back->journal.dir_fd },
+				   err);
 	rc = identity_below(l, identity, err);
 	if (rc)
 		return err_prefix(err, rc, "layer cache");

@@ -77,6 +77,11 @@ struct back {
 	struct log_gate gate, journal_gate;
 };
 
+/* --- cache.c ---------------------------------------------------------------------------------- */
+
+/* Whether they go together. */
+int cache_check_options(const struct cache *c, struct err *err);
+
 /* --- cache_through.c: to the layer below, past the journal ------------------------------------ */
 
 CO_FN int through_read(struct chan *ch, struct ext e, const struct iov *iov, unsigned fl);
@@ -96,6 +101,12 @@ enum { TIER_MIN = 8 };
 CO_FN int cache_tier_start(struct layer *l, struct err *err);
 /* Nothing is sent below any more; the journal is still open. */
 CO_FN void cache_tier_stop(struct layer *l);
+
+/* --- cache_volume.c: volumes are made and removed --------------------------------------------- */
+
+CO_FN int cache_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
+		       struct err *err);
+CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err);
 
 /* --- cache_back.c: requests over the journal -------------------------------------------------- */
 

@@ -132,20 +132,24 @@ CO_FN int journal_open(struct journal *j, const struct journal_conf *conf, struc
 /* Nobody uses it. Its files stay. */
 CO_FN void journal_close(struct journal *j);
 
-/* A journal that is to go. */
+/* A folder of which the journal, and the cached data, may have to go. */
 struct journal_removal {
-	const char *folder; /* borrowed, as all */
-	const char *volume; /* whose it has to be */
+	const char *folder; /* borrowed; NULL: there is none, and nothing to do */
+	char *volume;       /* the caller's; whose it has to be */
 	bool any_export;    /* or of that disk as an export of whatever name */
+	int dir_fd;         /* -1: it is not there, which is fine */
+	uint64_t unsaved;   /* bytes of the journal, no more than so many; of journal_may_remove() */
 };
 
-/*
- * -EBUSY when it is another volume's, or in use; an error too when that cannot be said. A folder
- * that is not there is fine.
- */
-CO_FN int journal_may_remove(const struct journal_removal *r, struct err *err);
-/* Removes the folder, whatever is in the journal; after the same checks. */
+/* Opens and locks the folder until journal_removal_end(). -EBUSY when it is in use. */
+CO_FN int journal_removal_begin(struct journal_removal *r, struct err *err);
+CO_FN void journal_removal_end(struct journal_removal *r);
+/* -EBUSY when the journal is another volume's; an error too when that cannot be said. */
+CO_FN int journal_may_remove(struct journal_removal *r, struct err *err);
+/* After that: removes it, whatever is in it, and makes that stable. */
 CO_FN int journal_remove(const struct journal_removal *r, struct err *err);
+/* The folder as well, unless there are other files in it. */
+CO_FN int journal_folder_remove(const struct journal_removal *r, struct err *err);
 
 /*
  * Writes the record and shows it; returns then. Waits for room. -errno: it was not shown. The

@@ -63,8 +63,8 @@ CO_FN int tier_open(const struct tier_conf *conf, struct tier **out, struct err 
  */
 CO_FN void tier_close(struct tier *t, bool cleans, uint64_t ns);
 /*
- * Removes the files, if they are the volume's, or whoever's they are (volume NULL: the folder is
- * locked by the caller). A folder without them is fine.
+ * Removes the files, if they are the volume's, or whoever's they are (volume NULL). A folder without
+ * them is fine.
  */
 CO_FN int tier_remove(const struct journal_removal *r, struct err *err);
 

@@ -405,20 +405,12 @@ static CO_FN bool is_of(int dir_fd, const struct journal_removal *r)
 
 int tier_remove(const struct journal_removal *r, struct err *err)
 {
-	const int fd = io_openat(AT_FDCWD, r->folder, O_RDONLY | O_DIRECTORY, 0);
 	int rc;
 
-	if (fd == -ENOENT)
+	if (r->dir_fd < 0 || (r->volume && !is_of(r->dir_fd, r)))
 		return 0;
-	if (fd < 0)
-		return err_set(err, fd, "layer cache: %s: %s", r->folder, strerror(-fd));
-	rc = r->volume ? journal_folder_lock(fd, r->folder, false, err) : 0;
-	if (!rc && (!r->volume || is_of(fd, r))) {
-		rc = tier_files_remove(fd);
-		if (rc)
-			(void)err_set(err, rc, "layer cache: %s: tier-* cannot be removed: %s",
-				      r->folder, strerror(-rc));
-	}
-	(void)io_close(fd); /* only looked at */
-	return rc;
+	rc = tier_files_remove(r->dir_fd);
+	return rc ? err_set(err, rc, "layer cache: %s: tier-* cannot be removed: %s", r->folder,
+			    strerror(-rc))
+		  : 0;
 }
