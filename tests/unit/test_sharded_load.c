@@ -359,7 +359,7 @@ static CO_FN int scattered(void *arg)
 	for (uint64_t off = 0; off < r->what->size; off += 2 * MI)
 		if (shard_fill(r, off, STALLED_LEN, 'a'))
 			return -1;
-	EXPECT(r, now_ns() - start < UINT64_C(900000000), "waited %" PRIu64 " ms",
+	EXPECT(r, now_ns() - start < UINT64_C(250000000), "waited %" PRIu64 " ms",
 	       (now_ns() - start) / 1000000);
 	return shard_flush(r) ? -1 : shard_check_image(r, SHARD);
 }
@@ -458,7 +458,7 @@ static void test_memory(void **state)
 	shard_check("sharded[size=1Mi,dirty=8Mi]:delay[write=3ms]:mem[partial=off]", PARTS * MI,
 		    copies);
 	shard_check("sharded[dirty=32Mi]:delay[write=200ms]:mem[partial=off]", 64 * MI, stalled);
-	shard_check("sharded[dirty=16Mi]:delay[write=1s]:mem[partial=off]", 128 * MI, scattered);
+	shard_check("sharded[dirty=8Mi]:delay[write=300ms]:mem[partial=off]", 32 * MI, scattered);
 	shard_check("sharded:mem[partial=off]", 64 * MI, sparse);
 	shard_check("sharded[size=64Ki,dirty=1Mi]:delay[write=200us]:mem[partial=off]", 32 * MI,
 		    limited);
