@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "nbdrs/cleanup.h"
 #include "nbdrs/huge.h"
@@ -19,6 +20,9 @@
 #endif
 
 enum { DATA_ALIGN = 4096 };
+
+/* Granules trimmed at a stretch. */
+enum { TURN = 64 };
 
 /* So that a sanitizer sees uses after cache_arena_put(), as of malloc's memory. */
 #ifdef __SANITIZE_ADDRESS__
@@ -102,12 +106,25 @@ void cache_arena_put(struct cache_arena *a, uint8_t *data)
 	pthread_mutex_unlock(&a->lock);
 }
 
-void cache_arena_trim(struct cache_arena *a)
+/* Some; true when more is left. The lock is not held for longer, as who holds a stripe's waits for it. */
+static bool trim_some(struct cache_arena *a)
 {
+	bool is_more;
+
 	pthread_mutex_lock(&a->lock);
-	for (; a->cold_n < a->spare_n; a->cold_n++)
+	for (unsigned i = 0; i < TURN && a->cold_n < a->spare_n; i++, a->cold_n++)
 		/* Where it fails the memory stays for the next one. */
 		if (madvise(at(a, a->spare[a->cold_n]), a->granule, MADV_DONTNEED_LOCKED))
 			(void)madvise(at(a, a->spare[a->cold_n]), a->granule, MADV_DONTNEED);
+	is_more = a->cold_n < a->spare_n;
 	pthread_mutex_unlock(&a->lock);
+	return is_more;
+}
+
+void cache_arena_trim(struct cache_arena *a)
+{
+	/* Where a page is larger than a granule others lie in it, too. */
+	if (a->granule % (size_t)sysconf(_SC_PAGESIZE) == 0)
+		while (trim_some(a))
+			;
 }

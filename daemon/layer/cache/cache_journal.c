@@ -340,6 +340,18 @@ void journal_stop_writing(struct journal *j)
 		co_wake(list_entry(j->waiting.next, struct record, node)->co);
 }
 
+/*
+ * After `written` was raised: who finds in the index what one of them says, or that it took another one's place,
+ * then syncs all of them. The lock is held before and after, not meanwhile.
+ */
+static void show(struct journal *j, const struct batch *b)
+{
+	pthread_mutex_unlock(&j->lock);
+	for (unsigned i = 0; i < b->n; i++)
+		j->conf.show(j->conf.arg, b->r[i]);
+	pthread_mutex_lock(&j->lock);
+}
+
 /* One batch. The lock is held before and after, not meanwhile. */
 static CO_FN void lead(struct journal *j)
 {
@@ -356,14 +368,13 @@ static CO_FN void lead(struct journal *j)
 		rc = new_head(j, head);
 	else if (!rc)
 		rc = write_batch(j, &b, head, synced);
-	for (unsigned i = 0; i < b.n && !rc; i++)
-		j->conf.show(j->conf.arg, b.r[i]);
 	pthread_mutex_lock(&j->lock);
 	j->seq += b.n;
 	if (!rc && b.n) {
 		j->written = j->seq;
 		j->appended_at = now_ns();
 		j->head_at += b.len;
+		show(j, &b);
 	}
 	if (rc && !b.n)
 		finish_waiting(j, rc); /* no segment to be had */

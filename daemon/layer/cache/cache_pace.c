@@ -206,9 +206,11 @@ int back_throttle(struct back *b, uint64_t len)
 	pause = take_turn(b, len, fill);
 	if (pause)
 		co_sleep(pause);
-	/* The journal waits for room by itself. */
+	/* The journal waits for room by itself. Once it has failed what it has not synced stays where it is. */
 	while (!rc && dirty_fill(&b->dirty) >= FILL_ALL) {
-		rc = back_want_room(b);
+		rc = atomic_load(&b->journal.error);
+		if (!rc)
+			rc = back_want_room(b);
 		if (!rc)
 			co_sleep(FULL_PAUSE_NS);
 	}

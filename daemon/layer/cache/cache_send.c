@@ -168,10 +168,14 @@ int back_drain_object(struct back *b, const struct obj *obj)
 	return dirty_target(&b->dirty, obj, &t) ? 0 : target_wait(&b->dirty, &t);
 }
 
-/* `gives_up`: after the first failure the others are not waited for. */
+/*
+ * `gives_up`: after the first failure below the others are not waited for. What the journal cannot sync fails at
+ * once, and says nothing about the others.
+ */
 static CO_FN int drain(struct back *b, bool gives_up)
 {
 	struct target *v;
+	bool has_given_up = false;
 	size_t n;
 	int rc = dirty_targets(&b->dirty, &v, &n);
 
@@ -183,10 +187,12 @@ static CO_FN int drain(struct back *b, bool gives_up)
 	for (size_t i = 0; i < n; i++) {
 		int one = 0;
 
-		if (rc && gives_up)
+		if (has_given_up)
 			target_drop(&b->dirty, &v[i]);
 		else
 			one = target_wait(&b->dirty, &v[i]);
+		if (one && gives_up && !journal_covers(&b->journal, v[i].seq))
+			has_given_up = true;
 		if (!rc)
 			rc = one;
 	}

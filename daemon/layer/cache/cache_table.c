@@ -237,15 +237,20 @@ static void become_ghost(struct cache_table *t, struct stripe *s, struct granule
 		forget(t, s, oldest(s, GHOSTS));
 }
 
-/* One step of S3-FIFO. True when a granule lost its data. */
-static bool evict_step(struct cache_table *t, struct stripe *s)
+/*
+ * One step of S3-FIFO. True when a granule lost its data. *held: granules passed that somebody else knows; when all
+ * of the small queue may be such, the main one has to give.
+ */
+static bool evict_step(struct cache_table *t, struct stripe *s, uint64_t *held)
 {
-	const bool from_small = s->count[SMALL] * SMALL_SHARE > t->stripe_max ||
-				s->count[MAIN] == 0;
+	const bool is_small_full = s->count[SMALL] * SMALL_SHARE > t->stripe_max &&
+				   *held < s->count[SMALL];
+	const bool from_small = is_small_full || s->count[MAIN] == 0;
 	struct granule *g = oldest(s, from_small ? SMALL : MAIN);
 
 	if (g->state == FETCHING || g->refs) {
 		move_to(s, g, from_small ? SMALL : MAIN); /* to the end: its time is not over */
+		(*held)++;
 	} else if (from_small && g->freq > 0) {
 		g->freq = 0;
 		move_to(s, g, MAIN);
@@ -270,10 +275,10 @@ static void make_room(struct cache_table *t, struct stripe *s)
 	 * Each granule is passed a few times at most; those that are being fetched or lent may fill all of
 	 * it, for a moment.
 	 */
-	uint64_t steps = (FREQ_MAX + 2) * (s->count[SMALL] + s->count[MAIN]);
+	uint64_t steps = (FREQ_MAX + 2) * (s->count[SMALL] + s->count[MAIN]), held = 0;
 
 	while (s->count[SMALL] + s->count[MAIN] >= t->stripe_max && steps-- > 0)
-		s->evictions += evict_step(t, s);
+		s->evictions += evict_step(t, s, &held);
 }
 
 /* A granule with room for data, in the table; NULL = no memory, or there is one. */
@@ -475,12 +480,12 @@ unsigned cache_table_evict(struct cache_table *t, unsigned n)
 
 	for (unsigned i = 0; i < t->stripes_n && found < n; i++) {
 		struct stripe *s = &t->stripes[i];
-		uint64_t steps;
+		uint64_t steps, held = 0;
 
 		pthread_mutex_lock(&s->lock);
 		steps = (FREQ_MAX + 2) * (s->count[SMALL] + s->count[MAIN]);
 		while (s->count[SMALL] + s->count[MAIN] && found < n && steps-- > 0)
-			found += evict_step(t, s);
+			found += evict_step(t, s, &held);
 		pthread_mutex_unlock(&s->lock);
 	}
 	return found;
