@@ -130,7 +130,7 @@ CO_FN int tier_marks_read(struct tier *t)
 	_cleanup_free_ struct page *p = calloc(1, sizeof(*p));
 	struct iovec v = { p, sizeof(*p) };
 	const uint64_t now = now_ns();
-	bool is_bad[MARK_SECTORS], is_any_bad = false;
+	bool is_bad[MARK_SECTORS];
 	int rc;
 
 	if (!p)
@@ -138,10 +138,8 @@ CO_FN int tier_marks_read(struct tier *t)
 	rc = io_pread_full(t->marks_fd, &v, 1, 0);
 	if (rc)
 		memset(p, 0, sizeof(*p)); /* no sum is good */
-	for (unsigned k = 0; k < MARK_SECTORS; k++) {
+	for (unsigned k = 0; k < MARK_SECTORS; k++)
 		is_bad[k] = !sector_is_good(t, p->bytes[k], k);
-		is_any_bad |= is_bad[k];
-	}
 	for (uint32_t i = 0; i < REGIONS; i++) {
 		const unsigned k = i / 8 / MARK_BYTES;
 
@@ -150,8 +148,11 @@ CO_FN int tier_marks_read(struct tier *t)
 		m->regions[i].at = now;
 		m->n += m->regions[i].is_marked;
 	}
-	/* It may be good when it is read again, without what is marked here from now on. */
-	return is_any_bad ? tier_marks_write(t) : 0;
+	/*
+	 * A bad sector may be good when it is read again, without what is marked here from now on; and what a
+	 * killed daemon wrote last may be in the page cache only, and gone with a crash of the machine.
+	 */
+	return m->n ? tier_marks_write(t) : 0;
 }
 
 /* --- Changes ---------------------------------------------------------------------------------- */
