@@ -40,7 +40,7 @@ struct page_job {
 	size_t n, room, names_len, names_room;
 };
 
-static int collect(void *arg, const char *key, uint64_t size)
+static int collect(void *arg, const char *key, uint64_t size, const char *etag)
 {
 	struct page_job *job = arg;
 	size_t len = strlen(key);
