@@ -241,8 +241,8 @@ static CO_FN int costs(void *arg)
 	EXPECT(look(&t, "seen") == 0 && put(&t, "seen", "y") == 0 && cost(1, 1));
 	EXPECT(look(&t, "none") == -ENOENT && put(&t, "none", "y") == 0 && cost(1, 1));
 	EXPECT(del(&t, "none") == 0 && put(&t, "none", "z") == 0 && cost(1, 0));
-	EXPECT(ch_del(t.c, objs, 2) == 0 && put(&t, "a", "z") == 0 && put(&t, "b", "z") == 0 &&
-	       cost(2, 0));
+	EXPECT(ch_del(t.c, objs, 2) == 0 && put_new(&t, "a", "z") == 0 && put(&t, "b", "z") == 0 &&
+	       cost(2, 1));
 	/* A listing knows all of them. */
 	s3_fake_put(fake, "p/list1", "x", 1);
 	s3_fake_put(fake, "p/list2", "x", 1);

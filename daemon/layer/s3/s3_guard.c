@@ -99,8 +99,11 @@ void s3_guard_put_was(struct s3_self *self, const struct obj *obj, int rc, const
 
 void s3_guard_del_was(struct s3_self *self, const struct obj *objs, unsigned n, int rc)
 {
+	/* That many are not there would fill the table, and who deletes many at once knows it. */
+	const bool is_noted = rc == 0 && n == 1;
+
 	for (unsigned i = 0; self->etags && i < n; i++) {
-		if (rc == 0)
+		if (is_noted)
 			s3_etags_del(self->etags, &objs[i]);
 		else
 			s3_etags_forget(self->etags, &objs[i]);
