@@ -638,10 +638,21 @@ static bool receive(int fd, struct request *r)
 	return true;
 }
 
+/* The lock is held. */
+static bool loses(struct s3_fake *f, const struct request *r)
+{
+	unsigned *left = f->lose_after > 0 ? &f->lose_after : &f->lose_puts;
+
+	if (f->lose_puts == 0 || strcmp(r->method, "PUT") != 0)
+		return false;
+	(*left)--;
+	return left == &f->lose_puts;
+}
+
 static bool serve_one(struct s3_fake *f, int fd, struct request *r)
 {
 	struct answer a = { .has_no_body = false };
-	bool goes_on, is_late;
+	bool goes_on, is_late, is_lost;
 
 	memset(r, 0, sizeof(*r));
 	if (!receive(fd, r)) {
@@ -655,8 +666,9 @@ static bool serve_one(struct s3_fake *f, int fd, struct request *r)
 		f->held--;
 		(void)pthread_cond_broadcast(&f->changed);
 	}
+	is_lost = loses(f, r);
 	a.has_no_body = strcmp(r->method, "HEAD") == 0;
-	goes_on = send_answer(f, fd, &a); /* under the lock: it may send an object's own memory */
+	goes_on = !is_lost && send_answer(f, fd, &a); /* under the lock: it may send an object's own memory */
 	(void)pthread_mutex_unlock(&f->lock);
 	free(a.text);
 	free(r->body);

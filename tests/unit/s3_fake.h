@@ -44,6 +44,8 @@ struct s3_fake {
 	bool has_no_multi_delete, has_no_etags, is_public, repeats_token;
 	bool has_md5_etags;  /* the bytes' MD5, as most servers', instead of a version's number */
 	bool renames_etags;  /* answers to HEAD and GET have others than puts are compared with */
+	/* So many puts are done, after `lose_after` more, and the connection ends without an answer. */
+	unsigned lose_puts, lose_after;
 	unsigned page;           /* keys on a page of a listing */
 	int64_t clock_off_s;     /* of its clock */
 	const char *token;       /* the session token it wants; NULL = none */

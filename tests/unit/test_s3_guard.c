@@ -213,6 +213,36 @@ static CO_FN int in_between(void *arg)
 	return 0;
 }
 
+/* Of a put that is done the answer is lost: of the probe's, and of one that is sent again by the HTTP client. */
+static CO_FN int lost_answers(void *arg)
+{
+	struct trial t;
+
+	for (unsigned i = 4; i-- > 0;) {
+		TRIAL_SET(lose_puts, 1);
+		TRIAL_SET(lose_after, i);
+		trial_open_store(&t);
+		EXPECT(chain_top(t.chain)->caps & CAN_PUT_IF);
+		if (i > 0)
+			trial_close(&t);
+	}
+	EXPECT(put(&t, "a", "first") == 0);
+	s3_fake_put(fake, "p/a", "other", 5);
+	forget_costs();
+	EXPECT(put(&t, "a", "newer") == 0 && cost(2, 1));
+	TRIAL_SET(lose_puts, 1);
+	EXPECT(put(&t, "a", "lost") == 0 && cost(3, 1));
+	expect_all("a", "lost");
+	TRIAL_SET(has_md5_etags, true);
+	EXPECT(put(&t, "b", "first") == 0);
+	forget_costs();
+	TRIAL_SET(lose_puts, 1);
+	EXPECT(put(&t, "b", "lost") == 0 && cost(2, 1));
+	expect_all("b", "lost");
+	trial_close(&t);
+	return 0;
+}
+
 /* --- What it costs ---------------------------------------------------------------------------- */
 
 static int ignore(void *arg, const char *name, uint64_t size)
@@ -420,9 +450,9 @@ static CO_FN int not_told(void *arg)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		TRIAL(given_up), TRIAL(dead_daemon), TRIAL(deleted),       TRIAL(in_between),
-		TRIAL(costs),    TRIAL(answers),     TRIAL(crowd),         TRIAL(conflicts),
-		TRIAL(no_etags), TRIAL(no_conditions), TRIAL(not_told),
+		TRIAL(given_up),   TRIAL(dead_daemon),  TRIAL(deleted),  TRIAL(in_between),
+		TRIAL(lost_answers), TRIAL(costs),      TRIAL(answers),  TRIAL(crowd),
+		TRIAL(conflicts),  TRIAL(no_etags),     TRIAL(no_conditions), TRIAL(not_told),
 	};
 
 	return cmocka_run_group_tests(tests, trial_start_all, core_stop);

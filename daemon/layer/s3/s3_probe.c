@@ -84,6 +84,22 @@ static CO_FN int probe_put(struct s3_self *self, const char *key, enum put_cond 
 	return rc;
 }
 
+/* The ETag of the probe's object. */
+static CO_FN int probe_etag(struct s3_self *self, const char *key, char *etag, struct err *err)
+{
+	struct s3_resp *resp = s3_resp_new();
+	struct s3_req req = { .method = "HEAD", .key = key, .is_quiet = true };
+	int rc;
+
+	if (!resp)
+		return err_set(err, -ENOMEM, "out of memory");
+	rc = ask(self->s3, &req, resp, err);
+	if (!rc)
+		(void)snprintf(etag, ETAG_MAX + 1, "%.*s", ETAG_MAX, resp->http.etag);
+	s3_resp_free(resp);
+	return rc;
+}
+
 /*
  * 0 = conditions work, -ENOTSUP = they do not (*why says how), else a failure. The object may be
  * there afterwards. `etag` ("", ETAG_MAX + 1 bytes) becomes one that the server gives.
@@ -95,7 +111,9 @@ static CO_FN int probe_steps(struct s3_self *self, const char *key, char *etag, 
 
 	*why = "refused";
 	/* The name is random: it can only be there because an answer was lost. */
-	if (rc && rc != -EEXIST)
+	if (rc == -EEXIST)
+		rc = probe_etag(self, key, etag, err);
+	if (rc)
 		return rc;
 	rc = probe_put(self, key, PUT_IF_ABSENT, NULL, NULL, err);
 	if (rc == 0) {
@@ -113,6 +131,12 @@ static CO_FN int probe_steps(struct s3_self *self, const char *key, char *etag, 
 		return rc;
 	/* An unmet one is seen; a met one must be, too. */
 	rc = etag[0] ? probe_put(self, key, PUT_IF_MATCH, etag, NULL, err) : 0;
+	if (rc == -ESTALE) {
+		/* Perhaps by itself, if the answer was lost. */
+		rc = probe_etag(self, key, etag, err);
+		if (!rc)
+			rc = probe_put(self, key, PUT_IF_MATCH, etag, NULL, err);
+	}
 	*why = "refused (If-Match)";
 	return rc == -ESTALE ? -ENOTSUP : rc;
 }
