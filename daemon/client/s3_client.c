@@ -329,7 +329,7 @@ static CO_FN int send_once(struct s3 *s, struct call *c, const struct s3_creds *
 		.body = req->body,
 		.into = req->into,
 		/* Sent twice, the second would be refused because of the first. */
-		.is_once = req->body && req->cond != PUT_ALWAYS,
+		.is_once = req->body && req->cond != PUT_ALWAYS && !req->may_repeat,
 	};
 	int rc = sign_call(s, c, creds, req);
 

@@ -39,27 +39,38 @@ void s3_date(time_t t, char *out)
 	(void)strftime(out, S3_DATE_LEN + 1, "%Y%m%dT%H%M%SZ", &tm);
 }
 
-/* Of a SHA-256; the context is taken, NULL or not. */
+/* The context is taken, NULL or not. */
 static int end_hex(EVP_MD_CTX *ctx, bool is_fine, char *out)
 {
 	uint8_t digest[EVP_MAX_MD_SIZE];
+	unsigned n = 0;
 
-	is_fine = is_fine && EVP_DigestFinal_ex(ctx, digest, NULL) == 1;
+	is_fine = is_fine && EVP_DigestFinal_ex(ctx, digest, &n) == 1;
 	EVP_MD_CTX_free(ctx);
 	if (!is_fine)
 		return -EIO;
-	to_hex(digest, DIGEST_LEN, out);
+	to_hex(digest, n, out);
 	return 0;
 }
 
-int s3_hash(const struct iov *iov, char *out)
+static int iov_hex(const EVP_MD *md, const struct iov *iov, char *out)
 {
 	EVP_MD_CTX *ctx = EVP_MD_CTX_new();
-	bool is_fine = ctx && EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) == 1;
+	bool is_fine = ctx && EVP_DigestInit_ex(ctx, md, NULL) == 1;
 
 	for (unsigned i = 0; iov && i < iov->n && is_fine; i++)
 		is_fine = EVP_DigestUpdate(ctx, iov->v[i].iov_base, iov->v[i].iov_len) == 1;
 	return end_hex(ctx, is_fine, out);
+}
+
+int s3_hash(const struct iov *iov, char *out)
+{
+	return iov_hex(EVP_sha256(), iov, out);
+}
+
+int s3_md5_hex(const struct iov *iov, char *out)
+{
+	return iov_hex(EVP_md5(), iov, out);
 }
 
 int s3_md5(const void *data, size_t len, char *out)

@@ -159,7 +159,7 @@ void s3_xml_error(const char *text, size_t len, struct s3_error *out)
 /* ---- listings ---- */
 
 struct item {
-	char *key;
+	char *key, *etag;
 	uint64_t size;
 };
 
@@ -167,7 +167,7 @@ struct listing {
 	struct s3_page *page;
 	struct item *items;
 	unsigned n, room;
-	char *key; /* of the Contents that is open */
+	char *key, *etag; /* of the Contents that is open */
 	uint64_t size;
 	bool has_size, is_encoded;
 	int rc;
@@ -204,6 +204,16 @@ static int take_text(const struct doc *d, char **out)
 	return *out ? 0 : -ENOMEM;
 }
 
+/* Without its quotes. Weak or strange ones are as none. */
+static int take_etag(struct doc *d, char **out)
+{
+	if (d->text_len >= 2 && d->text[0] == '"' && d->text[d->text_len - 1] == '"') {
+		d->text[d->text_len - 1] = '\0';
+		memmove(d->text, d->text + 1, d->text_len - 1);
+	}
+	return strncmp(d->text, "W/", 2) == 0 || strchr(d->text, '"') ? 0 : take_text(d, out);
+}
+
 /* Takes the Contents that has just ended. */
 static int add_item(struct listing *l)
 {
@@ -218,7 +228,7 @@ static int add_item(struct listing *l)
 		l->items = items;
 		l->room = room;
 	}
-	l->items[l->n++] = (struct item){ TAKE_PTR(l->key), l->size };
+	l->items[l->n++] = (struct item){ TAKE_PTR(l->key), TAKE_PTR(l->etag), l->size };
 	l->has_size = false;
 	return 0;
 }
@@ -234,6 +244,8 @@ static void list_end(struct doc *d)
 	} else if (is_path(d, root, "Contents", "Size")) {
 		rc = parse_u64(d->text, &l->size) != 0 ? -EPROTO : 0;
 		l->has_size = !rc;
+	} else if (is_path(d, root, "Contents", "ETag")) {
+		rc = take_etag(d, &l->etag);
 	} else if (is_path(d, root, "Contents", NULL)) {
 		rc = add_item(l);
 	} else if (is_path(d, root, "IsTruncated", NULL)) {
@@ -264,11 +276,14 @@ int s3_xml_list(const char *text, size_t len, struct s3_page *page, s3_key_fn *f
 		if (!rc && l.is_encoded)
 			rc = decode(l.items[i].key);
 		if (!rc)
-			rc = fn(arg, l.items[i].key, l.items[i].size);
+			rc = fn(arg, l.items[i].key, l.items[i].size,
+				l.items[i].etag ? l.items[i].etag : "");
 		free(l.items[i].key);
+		free(l.items[i].etag);
 	}
 	page->keys = l.n;
 	free(l.key);
+	free(l.etag);
 	free(l.items);
 	return rc;
 }

@@ -100,6 +100,7 @@ struct put {
 	enum put_cond cond;
 	const char *etag; /* of PUT_IF_MATCH */
 	unsigned fl;      /* IO_FUA */
+	bool is_new;      /* PUT_ALWAYS: there should be no such object; a hint that saves a store a look */
 };
 
 /* One object of list(); never suspends. Not 0 ends the listing, which returns it. */

@@ -86,7 +86,14 @@ void s3_creds_free(struct s3_creds *c);
 
 /* ---- signatures ---- */
 
-enum { S3_HASH_LEN = 64, S3_DATE_LEN = 16, S3_REGION_MAX = 63, S3_AUTH_MAX = 1024, S3_SIGNED_MAX = 12 };
+enum {
+	S3_HASH_LEN = 64,
+	S3_MD5_LEN = 32,
+	S3_DATE_LEN = 16,
+	S3_REGION_MAX = 63,
+	S3_AUTH_MAX = 1024,
+	S3_SIGNED_MAX = 12,
+};
 
 /*
  * The day's signing key; one per reactor (no locks), or one per thread. Zero-initialised = empty.
@@ -117,6 +124,8 @@ void s3_date(time_t t, char *out);
  * libcrypto fails.
  */
 int s3_hash(const struct iov *iov, char *out);
+/* Hex MD5, which is the ETag of most objects; out has S3_MD5_LEN + 1 bytes. As s3_hash. */
+int s3_md5_hex(const struct iov *iov, char *out);
 /* Base64 of MD5; out has 25 bytes. */
 int s3_md5(const void *data, size_t len, char *out);
 /* The value of the header Authorization. -E2BIG, -EIO. */
@@ -134,8 +143,10 @@ struct s3_error {
 /* What an error's body says; all empty when it is not S3's. */
 void s3_xml_error(const char *text, size_t len, struct s3_error *out);
 
-/* One object of a listing, key decoded. Not 0 ends the parsing, which returns it. */
-typedef int s3_key_fn(void *arg, const char *key, uint64_t size);
+/*
+ * One object of a listing: key decoded; etag without quotes, "" = not told. Not 0 ends the parsing, which returns it.
+ */
+typedef int s3_key_fn(void *arg, const char *key, uint64_t size, const char *etag);
 
 struct s3_page {
 	bool is_truncated;
@@ -187,6 +198,11 @@ struct s3_req {
 	uint64_t off, len; /* of the range; len > 0 */
 	enum put_cond cond; /* PUT; GET: only PUT_IF_MATCH */
 	const char *etag;   /* without quotes */
+	/*
+	 * Of a conditional PUT: the caller looks into a refusal, so that a second copy of the request does no harm,
+	 * and a kept connection may be used (http_req.is_once).
+	 */
+	bool may_repeat;
 	const char *md5;    /* Content-MD5; NULL = none */
 	const struct iov *body, *into; /* as http_req */
 	bool is_quiet; /* no log line about a failure: the caller makes a text of it */

@@ -21,11 +21,11 @@ struct count {
 	unsigned n, stop_at;
 };
 
-static int on_key(void *arg, const char *key, uint64_t size)
+static int on_key(void *arg, const char *key, uint64_t size, const char *etag)
 {
 	struct count *c = arg;
 
-	must(key != NULL);
+	must(key != NULL && etag != NULL && !strchr(etag, '"'));
 	return ++c->n == c->stop_at ? -ECANCELED : 0;
 }
 

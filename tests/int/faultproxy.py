@@ -29,6 +29,8 @@ Faults, with what they take (bytes count from the body's first):
     lost                        the server has done it, the answer is dropped and the connection reset
     garbage                     something that is not HTTP
     no_ranges                   the Range header is taken out on the way
+    late                        the server gets all but the last byte of the request's body; that, when let_late_in() is
+                                called, though the client may have gone. No answer comes back.
 
 clock(skew, s3): the server's clock is `skew` seconds ahead: requests signed for another time get
 RequestTimeTooSkewed with that clock's Date, the others are signed anew for the real server.
@@ -65,7 +67,7 @@ class Fault:
 
 
 KINDS = ("pass delay throttle stall reset reset_request reset_response truncate corrupt corrupt_request "
-         "status length lost garbage no_ranges").split()
+         "status length lost garbage no_ranges late").split()
 PASS = Fault("pass")
 
 # What a network or a busy server does: all of it must go unnoticed behind `retry`.
@@ -142,7 +144,8 @@ class FaultProxy:
         self.rules = []
         self.lock = threading.Lock()
         self.requests, self.counts = [], collections.Counter()
-        self.in_flight = self.peak = self.stalled = 0
+        self.in_flight = self.peak = self.stalled = self.kept = 0
+        self.late_codes = []
         self.changed = threading.Condition(self.lock)
         self.skew, self.signer = 0, None
         ready = concurrent.futures.Future()
@@ -181,6 +184,18 @@ class FaultProxy:
         self.go.set()
         self.go = asyncio.Event()
 
+    def let_late_in(self):
+        """Lets requests go on to the server that are kept as `late`; the statuses that it answers."""
+        with self.lock:
+            self.late_codes = []
+        self.loop.call_soon_threadsafe(self.let_go)
+        self.wait(lambda p: p.kept == 0)
+        return self.late_codes
+
+    def let_go(self):
+        self.late.set()
+        self.late = asyncio.Event()
+
     def wait(self, what, limit_s=START_S):
         """Waits until what(self) is true; looked at whenever a request comes or goes."""
         with self.changed:
@@ -211,7 +226,7 @@ class FaultProxy:
 
     async def serve(self, ready):
         self.loop = asyncio.get_running_loop()
-        self.go, self.ending = asyncio.Event(), asyncio.Event()
+        self.go, self.ending, self.late = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.tasks = set()
         try:
             server = await asyncio.start_server(self.client, "127.0.0.1", 0, limit=CHUNK, backlog=1024)
@@ -318,6 +333,8 @@ class Link:
             raw = await self.check_clock(request, raw)
             if raw is None:
                 return None
+        if fault.kind == "late":
+            return await self.keep(request, raw)
         await self.send_request(request, raw, fault)
         return await self.pass_answer(request, fault)
 
@@ -340,6 +357,28 @@ class Link:
             with p.changed:
                 p.stalled -= 1
                 p.changed.notify_all()
+
+    async def keep(self, request, raw):
+        p = self.proxy
+        body = await self.reader.readexactly(request.length)
+        await self.connect()
+        self.up_writer.write(raw + body[:-1])
+        await self.up_writer.drain()
+        late = p.late
+        with p.changed:
+            p.kept += 1
+            p.changed.notify_all()
+        code = 0
+        try:
+            await late.wait()
+            self.up_writer.write(body[-1:])
+            code = int((await self.up_reader.readuntil(b"\r\n\r\n")).split(b" ")[1])
+        finally:
+            with p.changed:
+                p.kept -= 1
+                p.late_codes.append(code)
+                p.changed.notify_all()
+        raise End
 
     async def watch_client(self):
         """Returns when the client hangs up; what it sends meanwhile stays in the stream."""
@@ -389,11 +428,14 @@ class Link:
             return None
         return p.signer.sign_again(raw)
 
-    async def send_request(self, request, raw, fault):
+    async def connect(self):
         if self.up_writer is None:
             self.up_reader, self.up_writer = await asyncio.open_connection(
                 "127.0.0.1", self.proxy.server_port, limit=CHUNK)
             self.up_writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def send_request(self, request, raw, fault):
+        await self.connect()
         if fault.kind == "no_ranges":
             raw = re.sub(rb"\r\nrange:[^\r]*", b"", raw, flags=re.I)
         raw = re.sub(rb"\r\nexpect: *100-continue", b"", raw, flags=re.I)

@@ -9,7 +9,7 @@ NBDRS_FULL=1: 100 kills. NBDRS_SEED repeats a run's choices, not its timing.
 
 import struct
 
-from faultproxy import FaultProxy
+from faultproxy import Fault, FaultProxy
 from s3client import S3
 from servers import RadosGW
 from stores_test import *
@@ -42,8 +42,8 @@ class Model:
         self.open = {}               # sector: generations that may be there as well
         self.generation = self.count = self.flushes = 0
 
-    def write_until_killed(self, daemon, requests):
-        """Kills it after so many answers, with more on their way."""
+    def write_until_killed(self, daemon, requests, before=lambda: None, number=signal.SIGKILL):
+        """Kills it after so many answers, with more on their way, and after before()."""
         flying = {}
         c = Nbd.connect(daemon.unix, "disk")
 
@@ -61,7 +61,8 @@ class Model:
             while len(flying) < DEPTH:
                 self.send_one(c, flying)
             take()
-        daemon.process.kill()
+        before()
+        daemon.send_signal(number)
         daemon.wait()
         try:
             while flying:
@@ -146,6 +147,37 @@ def killed_over_a_store_that_fails():
         proxy.mix(0.05)
         rounds("sharded[size=256Ki]", f"{options(folder)}:s3:" + server.url(place.prefix, proxy.port), KILLS // 7,
                lambda: read_sharded(place, OBJECT))
+    place.clear()
+
+
+@suite.case
+def killed_with_puts_that_are_late():
+    """Every other daemon leaves puts that the store does when the next one has sent all that was answered, and ended."""
+    place = Bucket(server, client)
+    folder = os.path.join(temp_dir(), "journal")
+    codes = []
+    with FaultProxy(server.port, SEED) as proxy:
+        conn = f"{options(folder)}:s3:" + server.url(place.prefix, proxy.port)
+        run("init", "--size", str(SIZE), "sharded[size=256Ki]", conn, secrets=[server.secret])
+        m = Model(random.Random(SEED))
+        rounds_n = KILLS // 4 * 2
+        for i in range(rounds_n):
+            proxy.clear()
+            d = serve("sharded[size=256Ki]", conn)
+            with Nbd.connect(d.unix, "disk") as c:
+                m.check(c.read(0, SIZE))
+            if i % 2 == 0:
+                proxy.rule(Fault("late"), method="PUT", path="/block-", times=3)
+                m.write_until_killed(d, m.rnd.randint(50, 150), lambda: proxy.wait(lambda p: p.kept == 3))
+            else:
+                m.write_until_killed(d, m.rnd.randint(50, 150), number=signal.SIGTERM)
+                codes += proxy.let_late_in()
+        proxy.clear()
+        with serve("sharded[size=256Ki]", conn) as d, Nbd.connect(d.unix, "disk") as c:
+            m.check(c.read(0, SIZE))
+        m.check(read_sharded(place, OBJECT))
+    print(f"     {rounds_n // 2} kills, {len(codes)} late puts, {codes.count(412)} of them refused; seed {SEED}")
+    assert 412 in codes, codes  # with s3[probe=off] it is 200, and the model finds what is lost
     place.clear()
 
 

@@ -372,6 +372,8 @@ def requests_are_few():
             assert c.do(FLUSH) == 0
             puts, gets = proxy.asked("PUT"), proxy.asked("GET")
             assert 200 <= puts <= 240 and gets <= 8, (puts, gets)
+            # Of shards that are new, and of those that it has put itself, a daemon asks nothing.
+            assert proxy.asked("HEAD") == 0, proxy.requests
             assert sum(n.startswith("block-") for n in b.names()) == 200
             # Trim and zero of whole shards: one multi-delete for those that exist, nothing for the others.
             proxy.clear()
@@ -393,6 +395,7 @@ def requests_are_few():
             c.write(3 * shard, bytes(shard))
             assert c.do(FLUSH) == 0
             assert "block-3" not in b.names()
+            assert proxy.asked("HEAD") == 0, proxy.requests
             # A small read of a shard fetches little of it.
             c.write(0, data[:shard])
             assert c.do(FLUSH) == 0
@@ -491,6 +494,73 @@ def tls_notices_what_was_changed_on_the_way():
                 pipe.corrupt(after)
                 same(c.read(off, 300000), data[off:off + 300000], f"{off}")
                 assert pipe.corrupted == before + 1
+    b.clear()
+
+
+# --- Puts that are late ------------------------------------------------------------------------------
+
+
+def late_puts_of_a_dead_daemon(cache):
+    """It is killed while the server has all but the last byte of three puts, of which one is of a new object."""
+    b = Bucket(server, client)
+    size = 3 * 64 * KIB
+    first, late, newer = (random.Random(SEED + i).randbytes(size) for i in range(3))
+    with FaultProxy(server.port) as proxy:
+        # Without conditions they do harm: so this test would notice.
+        for probe, code, stays in (("on", 412, newer), ("off", 200, late)):
+            conn = f"{cache}s3[probe={probe}]:" + server.url(b.prefix, proxy.port)
+            init(S64, conn)
+            dead = Daemon([("disk", S64, conn)], env=clean_env())
+            with Nbd.connect(dead.unix, "disk") as c:
+                proxy.clear()
+                c.write(0, first[:size // 3 * 2])
+                assert c.do(FLUSH) == 0
+                proxy.wait(lambda p: sum(r.method == "PUT" and "/block-" in r.path for r in p.requests) == 2)
+                proxy.rule(Fault("late"), method="PUT", path="/block-", times=3)
+                c.write(0, late)
+                proxy.wait(lambda p: p.kept == 3)
+            dead.kill()
+            proxy.clear()
+            with Daemon([("disk", S64, conn)], env=clean_env()) as d, Nbd.connect(d.unix, "disk") as c:
+                c.write(0, newer)
+                assert c.do(FLUSH) == 0
+            codes = proxy.let_late_in()
+            assert codes == [code] * 3, codes
+            same(b"".join(b.get(f"block-{n}") for n in range(3)), stays)
+            b.clear()
+
+
+@suite.case
+def late_puts_of_a_dead_daemon_undo_nothing():
+    late_puts_of_a_dead_daemon("")
+
+
+@suite.case
+def late_puts_of_a_dead_daemon_undo_nothing_of_its_journal():
+    folder = os.path.join(temp_dir(), "journal")
+    late_puts_of_a_dead_daemon(f"cache[disk={folder},size=8Mi,mode=writeback,lag=50ms]:")
+
+
+@suite.case
+def late_puts_that_were_given_up_undo_nothing():
+    b = Bucket(server, client)
+    shard = 64 * KIB
+    first, late, newer = (random.Random(SEED + i).randbytes(shard) for i in range(3))
+    with FaultProxy(server.port) as proxy:
+        conn = "s3[timeout=1s]:" + server.url(b.prefix, proxy.port)
+        init(S64, conn)
+        with Daemon([("disk", S64, conn)], env=clean_env()) as d, Nbd.connect(d.unix, "disk") as c:
+            c.write(0, first)
+            assert c.do(FLUSH) == 0
+            for n in (0, 1):  # an object that is there, a new one
+                proxy.rule(Fault("late"), method="PUT", path=f"/block-{n}$", times=1)
+                c.write(n * shard, late)
+                assert c.do(FLUSH) == 0  # by another put, after the time-out
+                c.write(n * shard, newer)
+                assert c.do(FLUSH) == 0
+            codes = proxy.let_late_in()
+            assert codes == [412, 412], codes
+        same(b.get("block-0") + b.get("block-1"), newer + newer)
     b.clear()
 
 

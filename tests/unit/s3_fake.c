@@ -194,13 +194,28 @@ static struct fake_object *put(struct s3_fake *f, const char *key, const void *d
 	return o;
 }
 
-static void etag_of(const struct s3_fake *f, const struct fake_object *o, struct answer *a)
+/* `out` has ETAG_MAX + 1 bytes. */
+static void etag_text(const struct s3_fake *f, const struct fake_object *o, char *out)
 {
+	struct iovec v = { o->data, o->len };
+	struct iov iov = { &v, 1, o->len };
+
+	if (f->has_md5_etags)
+		must(s3_md5_hex(&iov, out) == 0);
+	else
+		(void)snprintf(out, ETAG_MAX + 1, "v%u", o->version);
+}
+
+static void tell_etag(const struct s3_fake *f, const struct fake_object *o, struct answer *a,
+		      const char *mark)
+{
+	char etag[ETAG_MAX + 1];
 	size_t at = strlen(a->headers);
 
-	if (!f->has_no_etags)
-		(void)snprintf(a->headers + at, sizeof(a->headers) - at, "ETag: \"v%u\"" HAS,
-			       o->version);
+	if (f->has_no_etags)
+		return;
+	etag_text(f, o, etag);
+	(void)snprintf(a->headers + at, sizeof(a->headers) - at, "ETag: \"%s%s\"" HAS, etag, mark);
 }
 
 void s3_fake_put(struct s3_fake *f, const char *key, const void *data, size_t len)
@@ -208,6 +223,18 @@ void s3_fake_put(struct s3_fake *f, const char *key, const void *data, size_t le
 	(void)pthread_mutex_lock(&f->lock);
 	(void)put(f, key, data, len);
 	(void)pthread_mutex_unlock(&f->lock);
+}
+
+bool s3_fake_is(struct s3_fake *f, const char *key, const char *text)
+{
+	const struct fake_object *o;
+	bool is;
+
+	(void)pthread_mutex_lock(&f->lock);
+	o = get(f, key);
+	is = o && o->len == strlen(text) && memcmp(o->data, text, o->len) == 0;
+	(void)pthread_mutex_unlock(&f->lock);
+	return is;
 }
 
 bool s3_fake_has(struct s3_fake *f, const char *key)
@@ -252,21 +279,23 @@ void s3_fake_force_last(struct s3_fake *f, const char *code)
 
 /* ---- what it can do; the lock is held ---- */
 
-static bool is_met(const struct request *r, const struct fake_object *o)
+static bool is_met(const struct s3_fake *f, const struct request *r, const struct fake_object *o)
 {
-	char want[256], have[32];
+	char want[256], have[ETAG_MAX + 1];
 
 	if (header(r, "if-none-match", want, sizeof(want)))
 		return !o;
 	if (!header(r, "if-match", want, sizeof(want)))
 		return true;
-	(void)snprintf(have, sizeof(have), "v%u", o ? o->version : 0);
-	return o && strcmp(want, have) == 0; /* without quotes only, as Ceph */
+	if (!o)
+		return false;
+	etag_text(f, o, have);
+	return strcmp(want, have) == 0; /* without quotes only, as Ceph */
 }
 
 static void do_put(struct s3_fake *f, const struct request *r, struct answer *a)
 {
-	bool met = is_met(r, get(f, r->key));
+	bool met = is_met(f, r, get(f, r->key));
 	char value[256];
 	bool is_absent = header(r, "if-none-match", value, sizeof(value));
 	bool is_cond = is_absent || header(r, "if-match", value, sizeof(value));
@@ -282,7 +311,7 @@ static void do_put(struct s3_fake *f, const struct request *r, struct answer *a)
 		return;
 	}
 	a->status = 200;
-	etag_of(f, put(f, r->key, r->body, r->body_len), a);
+	tell_etag(f, put(f, r->key, r->body, r->body_len), a, "");
 }
 
 static void do_range(const struct s3_fake *f, const struct fake_object *o, const char *range,
@@ -316,10 +345,10 @@ static void do_get(struct s3_fake *f, const struct request *r, struct answer *a)
 
 	if (!o) {
 		error(a, 404, "NoSuchKey");
-	} else if (!is_met(r, o)) {
+	} else if (!is_met(f, r, o)) {
 		error(a, 412, "PreconditionFailed");
 	} else {
-		etag_of(f, o, a);
+		tell_etag(f, o, a, f->renames_etags ? "-gz" : "");
 		a->status = 200;
 		a->data = o->data;
 		a->len = o->len;
@@ -331,6 +360,7 @@ static void do_get(struct s3_fake *f, const struct request *r, struct answer *a)
 static void do_list(struct s3_fake *f, const struct request *r, struct answer *a)
 {
 	char prefix[KEY_LEN], token[KEY_LEN], encoded[3 * KEY_LEN + 1], max[16];
+	char etag[ETAG_MAX + 1];
 	unsigned n = 0, i, page = f->page;
 
 	atomic_fetch_add(&f->lists, 1);
@@ -353,7 +383,10 @@ static void do_list(struct s3_fake *f, const struct request *r, struct answer *a
 		if (strchr(o->key + strlen(prefix), '/'))
 			continue; /* a CommonPrefix */
 		(void)s3_encode(o->key, strlen(o->key), false, encoded);
-		add(a->text, "<Contents><Key>%s</Key><Size>%zu</Size></Contents>", encoded, o->len);
+		etag_text(f, o, etag);
+		add(a->text,
+		    "<Contents><Key>%s</Key><ETag>&quot;%s&quot;</ETag><Size>%zu</Size></Contents>",
+		    encoded, f->has_no_etags ? "" : etag, o->len);
 		n++;
 	}
 	if (i < f->objects_n && n == page)
@@ -467,6 +500,10 @@ static bool is_forced(struct s3_fake *f, const struct request *r, struct answer 
 static void answer(struct s3_fake *f, const struct request *r, struct answer *a)
 {
 	atomic_fetch_add(&f->requests, 1);
+	if (strcmp(r->method, "PUT") == 0)
+		atomic_fetch_add(&f->puts, 1);
+	if (strcmp(r->method, "HEAD") == 0)
+		atomic_fetch_add(&f->heads, 1);
 	if (!is_sorted(r->query))
 		atomic_store(&f->is_unsorted, true);
 	if (is_forced(f, r, a) || is_refused(f, r, a))
@@ -484,6 +521,50 @@ static void answer(struct s3_fake *f, const struct request *r, struct answer *a)
 	} else {
 		do_list(f, r, a);
 	}
+}
+
+/* ---- requests that are late ---- */
+
+void s3_fake_hold(struct s3_fake *f, unsigned n, const char *method)
+{
+	(void)pthread_mutex_lock(&f->lock);
+	f->hold_n = n;
+	f->held_method = method;
+	(void)pthread_mutex_unlock(&f->lock);
+}
+
+void s3_fake_wait_held(struct s3_fake *f, unsigned n)
+{
+	(void)pthread_mutex_lock(&f->lock);
+	while (f->held < n)
+		(void)pthread_cond_wait(&f->changed, &f->lock);
+	(void)pthread_mutex_unlock(&f->lock);
+}
+
+void s3_fake_release(struct s3_fake *f)
+{
+	(void)pthread_mutex_lock(&f->lock);
+	f->hold_n = 0;
+	f->releases++;
+	(void)pthread_cond_broadcast(&f->changed);
+	while (f->held > 0)
+		(void)pthread_cond_wait(&f->changed, &f->lock);
+	(void)pthread_mutex_unlock(&f->lock);
+}
+
+/* True when it was kept; the caller says so when it has been done. The lock is held. */
+static bool wait_if_late(struct s3_fake *f, const struct request *r)
+{
+	const unsigned round = f->releases;
+
+	if (f->hold_n == 0 || strcmp(f->held_method, r->method) != 0)
+		return false;
+	f->hold_n--;
+	f->held++;
+	(void)pthread_cond_broadcast(&f->changed);
+	while (f->releases == round && !f->is_stopping)
+		(void)pthread_cond_wait(&f->changed, &f->lock);
+	return true;
 }
 
 /* ---- HTTP ---- */
@@ -557,10 +638,21 @@ static bool receive(int fd, struct request *r)
 	return true;
 }
 
+/* The lock is held. */
+static bool loses(struct s3_fake *f, const struct request *r)
+{
+	unsigned *left = f->lose_after > 0 ? &f->lose_after : &f->lose_puts;
+
+	if (f->lose_puts == 0 || strcmp(r->method, "PUT") != 0)
+		return false;
+	(*left)--;
+	return left == &f->lose_puts;
+}
+
 static bool serve_one(struct s3_fake *f, int fd, struct request *r)
 {
 	struct answer a = { .has_no_body = false };
-	bool goes_on;
+	bool goes_on, is_late, is_lost;
 
 	memset(r, 0, sizeof(*r));
 	if (!receive(fd, r)) {
@@ -568,9 +660,15 @@ static bool serve_one(struct s3_fake *f, int fd, struct request *r)
 		return false;
 	}
 	(void)pthread_mutex_lock(&f->lock);
+	is_late = wait_if_late(f, r);
 	answer(f, r, &a);
+	if (is_late) {
+		f->held--;
+		(void)pthread_cond_broadcast(&f->changed);
+	}
+	is_lost = loses(f, r);
 	a.has_no_body = strcmp(r->method, "HEAD") == 0;
-	goes_on = send_answer(f, fd, &a); /* under the lock: it may send an object's own memory */
+	goes_on = !is_lost && send_answer(f, fd, &a); /* under the lock: it may send an object's own memory */
 	(void)pthread_mutex_unlock(&f->lock);
 	free(a.text);
 	free(r->body);
@@ -636,7 +734,7 @@ struct s3_fake *s3_fake_start(void)
 	must(f->objects && f->fd >= 0 && bind(f->fd, (struct sockaddr *)&a, sizeof(a)) == 0);
 	must(listen(f->fd, 64) == 0 && getsockname(f->fd, (struct sockaddr *)&a, &len) == 0);
 	f->port = ntohs(a.sin_port);
-	must(pthread_mutex_init(&f->lock, NULL) == 0);
+	must(pthread_mutex_init(&f->lock, NULL) == 0 && pthread_cond_init(&f->changed, NULL) == 0);
 	must(pthread_create(&f->thread, NULL, accept_all, f) == 0);
 	return f;
 }
@@ -645,6 +743,7 @@ void s3_fake_stop(struct s3_fake *f)
 {
 	(void)pthread_mutex_lock(&f->lock);
 	f->is_stopping = true;
+	(void)pthread_cond_broadcast(&f->changed);
 	(void)pthread_mutex_unlock(&f->lock);
 	(void)shutdown(f->fd, SHUT_RDWR); /* ends accept() */
 	(void)pthread_join(f->thread, NULL);
@@ -657,6 +756,7 @@ void s3_fake_stop(struct s3_fake *f)
 	while (f->objects_n > 0)
 		removed(f, f->objects[0].key);
 	free(f->objects);
+	(void)pthread_cond_destroy(&f->changed);
 	(void)pthread_mutex_destroy(&f->lock);
 	free(f);
 }

@@ -42,6 +42,10 @@ struct s3_fake {
 	enum fake_cond cond;
 	enum fake_ranges ranges;
 	bool has_no_multi_delete, has_no_etags, is_public, repeats_token;
+	bool has_md5_etags;  /* the bytes' MD5, as most servers', instead of a version's number */
+	bool renames_etags;  /* answers to HEAD and GET have others than puts are compared with */
+	/* So many puts are done, after `lose_after` more, and the connection ends without an answer. */
+	unsigned lose_puts, lose_after;
 	unsigned page;           /* keys on a page of a listing */
 	int64_t clock_off_s;     /* of its clock */
 	const char *token;       /* the session token it wants; NULL = none */
@@ -51,10 +55,14 @@ struct s3_fake {
 	const char *forced_method, *forced_headers, *forced_last;
 	char forced_body[256];
 	int forced_status;
+	/* See s3_fake_hold; guarded by lock, as what it counts. */
+	const char *held_method;
+	unsigned hold_n, held, releases;
+	pthread_cond_t changed;
 
 	/* Seen. */
-	_Atomic unsigned requests, skewed, bad_hashes, unsigned_requests, multi_deletes, deletes,
-		lists;
+	_Atomic unsigned requests, heads, puts, skewed, bad_hashes, unsigned_requests,
+		multi_deletes, deletes, lists;
 	_Atomic bool is_unsorted; /* a query was not in canonical order */
 
 	struct fake_object *objects; /* sorted by key; guarded by lock */
@@ -85,5 +93,15 @@ void s3_fake_force(struct s3_fake *f, unsigned n, const char *method, int status
 		   const char *headers, const char *body);
 /* The last of them with status 400 and this code (borrowed) instead. */
 void s3_fake_force_last(struct s3_fake *f, const char *code);
+/*
+ * The next n requests of that method are taken whole and kept: nothing is done about them, and nothing answered, until
+ * s3_fake_release(), which returns when all that were kept have been done. s3_fake_wait_held() returns when n of them
+ * are there; it blocks its thread.
+ */
+void s3_fake_hold(struct s3_fake *f, unsigned n, const char *method);
+void s3_fake_wait_held(struct s3_fake *f, unsigned n);
+void s3_fake_release(struct s3_fake *f);
+/* Is the object there, and are these its bytes? */
+bool s3_fake_is(struct s3_fake *f, const char *key, const char *text);
 
 #endif

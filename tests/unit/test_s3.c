@@ -361,6 +361,8 @@ static void test_hash(void **state)
 	struct iovec v[2] = { { text, 8 }, { text + 8, strlen(text) - 8 } };
 	struct iov iov = { v, 2, strlen(text) };
 
+	assert_int_equal(s3_md5_hex(&iov, out), 0);
+	assert_string_equal(out, "d447d0e8f289f16a12ff6027ce77c258");
 	assert_int_equal(s3_hash(&iov, out), 0);
 	assert_string_equal(out,
 			    "44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072");
@@ -379,13 +381,15 @@ struct seen {
 	int rc; /* what the callback answers */
 };
 
-static int note_key(void *arg, const char *key, uint64_t size)
+static int note_key(void *arg, const char *key, uint64_t size, const char *etag)
 {
 	struct seen *s = arg;
 	size_t at = strlen(s->text);
 
-	(void)snprintf(s->text + at, sizeof(s->text) - at, "%s=%llu;", key,
-		       (unsigned long long)size);
+	/* "x" is that of ITEM. */
+	(void)snprintf(s->text + at, sizeof(s->text) - at, "%s=%llu%s%s;", key,
+		       (unsigned long long)size, strcmp(etag, "x") == 0 ? "" : " etag ",
+		       strcmp(etag, "x") == 0 ? "" : etag);
 	return s->rc;
 }
 
@@ -421,6 +425,13 @@ static void test_xml_list(void **state)
 			    "1") "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
 				 "<NextContinuationToken>t/+=</NextContinuationToken>"),
 		  "a=1;", "t/+=", 0 },
+		{ LIST("<Contents><Key>a</Key><Size>1</Size><ETag>&quot;0f-2&quot;</ETag></Contents>"
+			       "<Contents><Key>b</Key><Size>1</Size><ETag>0f</ETag></Contents>"
+			       "<Contents><Key>c</Key><Size>1</Size></Contents>"
+			       "<Contents><Key>d</Key><Size>1</Size><ETag>W/&quot;0f&quot;</ETag></Contents>"
+			       "<Contents><Key>e</Key><Size>1</Size><ETag>&quot;</ETag></Contents>"
+			       "<Contents><Key>f</Key><Size>1</Size><ETag>&quot;&quot;</ETag></Contents>"),
+		  "a=1 etag 0f-2;b=1 etag 0f;c=1 etag ;d=1 etag ;e=1 etag ;f=1 etag ;", NULL, 0 },
 		{ LIST("<CommonPrefixes><Prefix>x/</Prefix></CommonPrefixes><Name>b</Name><KeyCount>0</KeyCount>"),
 		  "", NULL, 0 },
 		{ LIST("<IsTruncated>true</IsTruncated>"), NULL, NULL, -EPROTO },

@@ -32,7 +32,8 @@ struct change {
 	enum put_cond cond;
 	const char *etag;
 	unsigned fl;
-	struct obj_stat st; /* of a put */
+	bool is_new;        /* of a put */
+	struct obj_stat st; /* the same */
 	unsigned st_from;
 	bool has_st;
 	uint64_t ask; /* holders */
@@ -65,7 +66,7 @@ static CO_FN int change_holder(struct each *e, unsigned r, struct chan *kid)
 	struct change *ch = e->arg;
 	struct obj obj;
 	struct ext ext = { &obj, ch->off, ch->len };
-	struct put put = { &obj, ch->iov, ch->cond, ch->etag, ch->fl };
+	struct put put = { &obj, ch->iov, ch->cond, ch->etag, ch->fl, ch->is_new };
 	struct obj_stat st;
 	int rc;
 
@@ -417,7 +418,8 @@ int dist_put(struct chan *c, const struct put *p, struct obj_stat *st)
 			     .iov = p->iov,
 			     .cond = p->cond,
 			     .etag = p->etag,
-			     .fl = p->fl };
+			     .fl = p->fl,
+			     .is_new = p->is_new };
 
 	if (p->cond != PUT_ALWAYS && !(c->layer->caps & CAN_PUT_IF))
 		return -ENOTSUP;

@@ -6,7 +6,8 @@
  * Promises of the keyed store. A put replaces the whole object or nothing of it, and is durable
  * when it is answered: flush has nothing to do and FUA costs nothing. Who reads while another puts
  * gets the old object or the new one. Several writers: the last put wins; with CAN_PUT_IF (found
- * out at start) conditional puts are atomic among all of them. Crash: what was answered is there;
+ * out at start) conditional puts are atomic among all of them, and a put that is late, because it was given
+ * up or its daemon died, undoes no newer one (s3_guard.c). Crash: what was answered is there;
  * what was not is there wholly or not at all. Parts can't be written, trim is del.
  *
  * Promises of the disk. Read-only. The object's ETag is pinned at open and demanded with each read,
@@ -25,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "layer/s3/s3_guard.h"
 #include "layer/s3/s3_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/log.h"
@@ -38,12 +40,14 @@ static CO_FN void s3_chan_close(struct chan *c)
 
 static void s3_layer_status(struct layer *l, struct info *i)
 {
-	const struct s3_self *self = l->self;
+	struct s3_self *self = l->self;
 
 	s3_status(self->s3, i);
 	i->add(i, l->is_keyed ? "prefix" : "object", self->prefix);
-	if (l->is_keyed && !l->want_ro)
-		i->add(i, "conditional_puts", l->caps & CAN_PUT_IF ? "yes" : "no");
+	if (!l->is_keyed || l->want_ro)
+		return;
+	i->add(i, "conditional_puts", l->caps & CAN_PUT_IF ? "yes" : "no");
+	s3_guard_status(self, i);
 }
 
 /* ---- reading ---- */
@@ -95,7 +99,7 @@ static int check_body(const struct s3_self *self, const char *key, struct ext e,
 static CO_FN int get(struct chan *c, const char *key, struct ext e, const struct iov *iov,
 		     const char *pinned, uint64_t *total)
 {
-	const struct s3_self *self = c->layer->self;
+	struct s3_self *self = c->layer->self;
 	struct s3_resp *resp = s3_resp_new();
 	struct s3_req req = {
 		.method = "GET",
@@ -116,6 +120,7 @@ static CO_FN int get(struct chan *c, const char *key, struct ext e, const struct
 	if (rc == -EPROTO && resp->http.status == 200)
 		(void)complain(self, key, "it ignores ranges");
 	*total = resp->http.range_total;
+	s3_guard_saw(self, e.obj, rc, resp);
 	if (rc == 0)
 		rc = check_body(self, key, e, &resp->http, &got);
 	else if (rc == -ERANGE)
@@ -182,7 +187,7 @@ static void take_etag(struct obj_stat *st, const struct http_resp *r)
 
 static CO_FN int store_stat(struct chan *c, const struct obj *obj, struct obj_stat *st)
 {
-	const struct s3_self *self = c->layer->self;
+	struct s3_self *self = c->layer->self;
 	struct s3_resp *resp = s3_resp_new();
 	char key[S3_KEY_MAX + 1];
 	struct s3_req req = { .method = "HEAD", .key = key };
@@ -192,6 +197,7 @@ static CO_FN int store_stat(struct chan *c, const struct obj *obj, struct obj_st
 		return -ENOMEM;
 	key_of(self, obj, key);
 	rc = s3_do(self->s3, &req, resp, &c->not_before);
+	s3_guard_saw(self, obj, rc, resp);
 	if (rc == 0 && resp->http.content_len == UINT64_MAX)
 		rc = complain(self, key, "no Content-Length");
 	if (rc == 0) {
@@ -204,7 +210,7 @@ static CO_FN int store_stat(struct chan *c, const struct obj *obj, struct obj_st
 
 static CO_FN int store_put(struct chan *c, const struct put *p, struct obj_stat *st)
 {
-	const struct s3_self *self = c->layer->self;
+	struct s3_self *self = c->layer->self;
 	struct s3_resp *resp;
 	char key[S3_KEY_MAX + 1];
 	struct s3_req req = {
@@ -218,7 +224,12 @@ static CO_FN int store_put(struct chan *c, const struct put *p, struct obj_stat 
 	if (!resp)
 		return -ENOMEM;
 	key_of(self, p->obj, key);
-	rc = s3_do(self->s3, &req, resp, &c->not_before);
+	if (p->cond == PUT_ALWAYS && s3_is_guarded(self)) {
+		rc = s3_guarded_put(c, p, &req, resp);
+	} else {
+		rc = s3_do(self->s3, &req, resp, &c->not_before);
+		s3_guard_put_was(self, p->obj, rc, resp);
+	}
 	if (rc == 0 && st) {
 		st->size = p->iov->len;
 		take_etag(st, &resp->http);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "layer/s3/s3_guard.h"
 #include "layer/s3/s3_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/io.h"
@@ -32,6 +33,8 @@ struct entry {
 
 /* A page: parsed on a thread of the pool, handed out here. */
 struct page_job {
+	struct s3_self *self;
+	unsigned listed; /* objects so far, of all pages */
 	const char *text, *prefix;
 	size_t text_len, prefix_len;
 	struct s3_page page;
@@ -40,7 +43,7 @@ struct page_job {
 	size_t n, room, names_len, names_room;
 };
 
-static int collect(void *arg, const char *key, uint64_t size)
+static int collect(void *arg, const char *key, uint64_t size, const char *etag)
 {
 	struct page_job *job = arg;
 	size_t len = strlen(key);
@@ -67,6 +70,7 @@ static int collect(void *arg, const char *key, uint64_t size)
 		job->names = names;
 		job->names_room = room;
 	}
+	s3_guard_listed(job->self, &obj, etag, job->listed++);
 	job->entries[job->n++] = (struct entry){ size, (unsigned)job->names_len };
 	memcpy(job->names + job->names_len, obj.name, obj.len + 1U);
 	job->names_len += obj.len + 1U;
@@ -156,8 +160,10 @@ static CO_FN int list_pages(struct chan *c, const char *full, char *query, size_
 
 int s3_store_list(struct chan *c, const char *prefix, list_fn *fn, void *arg)
 {
-	const struct s3_self *self = c->layer->self;
-	struct page_job job = { .prefix = self->prefix, .prefix_len = strlen(self->prefix) };
+	struct s3_self *self = c->layer->self;
+	struct page_job job = {
+		.self = self, .prefix = self->prefix, .prefix_len = strlen(self->prefix)
+	};
 	_cleanup_free_ char *query = NULL, *full = NULL;
 	size_t room;
 	int rc;
@@ -323,7 +329,8 @@ static CO_FN int del_singly(struct del_run *r, const struct obj *objs, unsigned 
 	return del_all(&singles, PARALLEL_SINGLES);
 }
 
-static CO_FN int del_batch(struct del_run *r, const struct obj *objs, unsigned n)
+/* As many as are deleted with one request, where that can be. */
+static CO_FN int del_some(struct del_run *r, const struct obj *objs, unsigned n)
 {
 	struct s3_self *self = r->c->layer->self;
 	int rc = -ENOTSUP;
@@ -335,6 +342,14 @@ static CO_FN int del_batch(struct del_run *r, const struct obj *objs, unsigned n
 	if (rc == -ENOTSUP || rc == -ENOENT)
 		atomic_store_explicit(&self->has_no_multi_del, true, memory_order_relaxed);
 	return rc == -ENOTSUP || rc == -ENOENT || rc == -EINVAL ? del_singly(r, objs, n) : rc;
+}
+
+static CO_FN int del_batch(struct del_run *r, const struct obj *objs, unsigned n)
+{
+	int rc = del_some(r, objs, n);
+
+	s3_guard_del_was(r->c->layer->self, objs, n, rc);
+	return rc;
 }
 
 int s3_store_del(struct chan *c, const struct obj *objs, unsigned n)

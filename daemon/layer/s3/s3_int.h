@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 
 #include "layer/layers.h"
+#include "layer/s3/s3_etags.h"
 #include "nbdrs/s3.h"
 
 enum { S3_PREFIX_MAX = S3_KEY_MAX - OBJ_NAME_MAX };
@@ -26,6 +27,12 @@ struct s3_self {
 	char etag[ETAG_MAX + 1]; /* of the one object, "" = it has none */
 	_Atomic bool
 		has_no_multi_del; /* the server turned out to lack it; relaxed, any order will do */
+
+	/* s3_guard.c */
+	struct s3_etags *etags;                      /* NULL = puts are not guarded */
+	struct rangelock putting;                    /* objects, by name; with etags */
+	_Atomic bool is_unguarded;                   /* not any more; relaxed as well */
+	_Atomic uint64_t guard_asked, guard_refused; /* for people */
 };
 
 extern const struct opt s3_options[];

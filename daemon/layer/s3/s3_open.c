@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "layer/http/http_options.h"
+#include "layer/s3/s3_guard.h"
 #include "layer/s3/s3_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/log.h"
@@ -131,6 +132,7 @@ void s3_layer_close(struct layer *l)
 {
 	struct s3_self *self = l->self;
 
+	s3_guard_close(self);
 	s3_free(self->s3);
 	free(self->prefix);
 	self->s3 = NULL;

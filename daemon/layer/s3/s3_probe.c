@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "layer/s3/s3_guard.h"
 #include "layer/s3/s3_int.h"
 #include "nbdrs/cleanup.h"
 #include "nbdrs/log.h"
@@ -83,19 +84,36 @@ static CO_FN int probe_put(struct s3_self *self, const char *key, enum put_cond 
 	return rc;
 }
 
+/* The ETag of the probe's object. */
+static CO_FN int probe_etag(struct s3_self *self, const char *key, char *etag, struct err *err)
+{
+	struct s3_resp *resp = s3_resp_new();
+	struct s3_req req = { .method = "HEAD", .key = key, .is_quiet = true };
+	int rc;
+
+	if (!resp)
+		return err_set(err, -ENOMEM, "out of memory");
+	rc = ask(self->s3, &req, resp, err);
+	if (!rc)
+		(void)snprintf(etag, ETAG_MAX + 1, "%.*s", ETAG_MAX, resp->http.etag);
+	s3_resp_free(resp);
+	return rc;
+}
+
 /*
  * 0 = conditions work, -ENOTSUP = they do not (*why says how), else a failure. The object may be
- * there afterwards.
+ * there afterwards. `etag` ("", ETAG_MAX + 1 bytes) becomes one that the server gives.
  */
-static CO_FN int probe_steps(struct s3_self *self, const char *key, const char **why,
+static CO_FN int probe_steps(struct s3_self *self, const char *key, char *etag, const char **why,
 			     struct err *err)
 {
-	char etag[ETAG_MAX + 1] = "";
 	int rc = probe_put(self, key, PUT_IF_ABSENT, NULL, etag, err);
 
 	*why = "refused";
 	/* The name is random: it can only be there because an answer was lost. */
-	if (rc && rc != -EEXIST)
+	if (rc == -EEXIST)
+		rc = probe_etag(self, key, etag, err);
+	if (rc)
 		return rc;
 	rc = probe_put(self, key, PUT_IF_ABSENT, NULL, NULL, err);
 	if (rc == 0) {
@@ -113,6 +131,12 @@ static CO_FN int probe_steps(struct s3_self *self, const char *key, const char *
 		return rc;
 	/* An unmet one is seen; a met one must be, too. */
 	rc = etag[0] ? probe_put(self, key, PUT_IF_MATCH, etag, NULL, err) : 0;
+	if (rc == -ESTALE) {
+		/* Perhaps by itself, if the answer was lost. */
+		rc = probe_etag(self, key, etag, err);
+		if (!rc)
+			rc = probe_put(self, key, PUT_IF_MATCH, etag, NULL, err);
+	}
 	*why = "refused (If-Match)";
 	return rc == -ESTALE ? -ENOTSUP : rc;
 }
@@ -131,7 +155,7 @@ static CO_FN void probe_clean(struct s3_self *self, const char *key)
 int s3_probe(struct layer *l, struct err *err)
 {
 	struct s3_self *self = l->self;
-	char key[S3_KEY_MAX + 1];
+	char key[S3_KEY_MAX + 1], etag[ETAG_MAX + 1] = "";
 	const char *why;
 	uint64_t random;
 	int rc;
@@ -139,7 +163,7 @@ int s3_probe(struct layer *l, struct err *err)
 	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
 		return err_set(err, -errno, "layer s3: no random numbers");
 	(void)snprintf(key, sizeof(key), "%s.nbdrs-probe-%016" PRIx64, self->prefix, random);
-	rc = probe_steps(self, key, &why, err);
+	rc = probe_steps(self, key, etag, &why, err);
 	if (rc == -EACCES || rc == -EROFS)
 		return err_prefix(
 			err, rc,
@@ -148,8 +172,11 @@ int s3_probe(struct layer *l, struct err *err)
 	probe_clean(self, key);
 	if (rc && rc != -ENOTSUP && rc != -EINVAL)
 		return rc;
-	if (!rc)
+	if (!rc) {
 		l->caps |= CAN_PUT_IF;
+		if (s3_guard_open(self, etag) != 0)
+			return err_set(err, -ENOMEM, "out of memory");
+	}
 	log_info("s3 conditional puts are %s endpoint=%s prefix=%s", rc ? why : "atomic",
 		 s3_endpoint(self->s3), self->prefix);
 	return 0;

@@ -151,7 +151,7 @@ static CO_FN int put_bytes(struct shard_user *u, const struct obj *obj, uint8_t 
 {
 	struct iovec v;
 	struct iov iov = iov_one(&v, data, end);
-	struct put p = { .obj = obj, .iov = &iov, .cond = PUT_ALWAYS };
+	struct put p = { .obj = obj, .iov = &iov, .cond = PUT_ALWAYS, .is_new = !was_there };
 
 	if (end)
 		return ch_put(u->kid, &p, NULL);
