@@ -204,14 +204,17 @@ static int take_text(const struct doc *d, char **out)
 	return *out ? 0 : -ENOMEM;
 }
 
-/* Without its quotes. Weak or strange ones are as none. */
+/* Without its quotes. Weak ones, and what could not stand in a header, are as none. */
 static int take_etag(struct doc *d, char **out)
 {
 	if (d->text_len >= 2 && d->text[0] == '"' && d->text[d->text_len - 1] == '"') {
 		d->text[d->text_len - 1] = '\0';
 		memmove(d->text, d->text + 1, d->text_len - 1);
 	}
-	return strncmp(d->text, "W/", 2) == 0 || strchr(d->text, '"') ? 0 : take_text(d, out);
+	for (const char *c = d->text; *c; c++)
+		if (*c <= ' ' || *c > '~' || *c == '"')
+			return 0;
+	return strncmp(d->text, "W/", 2) == 0 ? 0 : take_text(d, out);
 }
 
 /* Takes the Contents that has just ended. */

@@ -467,14 +467,16 @@ static CO_FN int settle(struct chan *c, const struct put *p, struct obj_stat *st
 static CO_FN int retry_put(struct chan *c, const struct put *p, struct obj_stat *st)
 {
 	struct attempts a = begin(c, CH_PUT);
+	struct put now = *p;
 	bool is_unknown = false;
 	int rc;
 
 	for (;;) {
-		rc = ch_put(c->kids[0], p, st);
+		rc = ch_put(c->kids[0], &now, st);
 		if (!again(&a, rc))
 			break;
 		is_unknown = is_unknown || is_end_unknown(rc);
+		now.is_new = false; /* it may be there */
 	}
 	if (is_unknown && ((rc == -EEXIST && p->cond == PUT_IF_ABSENT) ||
 			   (rc == -ESTALE && p->cond == PUT_IF_MATCH)))

@@ -195,4 +195,27 @@ def one_daemon_for_a_folder():
     place.clear()
 
 
+@suite.case
+def what_is_missing_is_not_the_volume():
+    """A certificate that is not found, say, does not mean that the volume is gone: its journal stays."""
+    place, bucket = tempfile.mkdtemp(dir=temp_dir()), Bucket(server, client)
+    driver = f"cache[disk={place}/cache,size=4Mi,mode=writeback,lag=10m]"
+
+    def init(conn, code):
+        return run("init", "--force", "--size", str(SIZE), "-e", "disk", driver, conn, code=code)[1]
+
+    init("sharded:" + bucket.chain, 0)
+    d = serve(driver, "sharded:" + bucket.chain)
+    with Nbd.connect(d.unix, "disk") as c:
+        c.write(0, b"kept" * 1024)
+        c.do(FLUSH)
+    d.process.kill()
+    d.wait()
+    err = init("sharded:" + bucket.chain.replace("s3:", f"s3[ca_file={place}/typo]:", 1), 1)
+    assert f"{place}/cache has unsaved data, up to " in err and f"{place}/typo" in err, err
+    with serve(driver, "sharded:" + bucket.chain) as d, Nbd.connect(d.unix, "disk") as c:
+        same(c.read(0, 4096), b"kept" * 1024)
+    bucket.clear()
+
+
 suite.main()

@@ -59,13 +59,62 @@ struct below {
 	bool can_write;
 };
 
+/* The store answers, and has no volume: its object `size` is missing, not a key, a certificate or a node. */
+static CO_FN int store_has_none(struct layer *store, struct err *err)
+{
+	struct obj_stat st;
+	struct chan *c;
+	struct obj obj;
+	int rc = store->open_error;
+
+	if (!rc)
+		rc = layer_chan_open(store, &c);
+	if (rc)
+		return err_set(err, rc, "the store cannot be asked: %s", err_name(rc));
+	(void)obj_set(&obj, "size"); /* a good name */
+	rc = ch_stat(c, &obj, &st);
+	layer_chan_close(c);
+	if (rc == -ENOENT)
+		return 0;
+	return err_set(err, rc ? rc : -EEXIST, "the store's object 'size': %s",
+		       rc ? err_name(rc) : "it is there");
+}
+
+/* A folder here: when it is missing there are no objects in it. */
+static bool is_local(const struct layer *l)
+{
+	while (l->kids_n == 1)
+		l = l->kids[0];
+	return l->ops->backing != NULL;
+}
+
+/* The volume could not be opened because something is missing: 0 if it is the volume. */
+static CO_FN int is_missing(struct layer *l, struct err *err)
+{
+	int rc;
+
+	while (l->kids_n == 1 && !l->ops->keyed_kids)
+		l = l->kids[0];
+	if (!l->ops->keyed_kids)
+		return 0; /* an image: it said so itself */
+	rc = layer_kids_open(l, err);
+	if (rc == -ENOENT && is_local(l))
+		return 0;
+	if (rc)
+		return rc;
+	for (unsigned i = 0; i < l->kids_n && !rc; i++)
+		rc = store_has_none(l->kids[i], err);
+	layer_kids_close(l);
+	return rc;
+}
+
 static CO_FN int look_below(struct layer *l, struct below *b, struct err *err)
 {
 	int rc = layer_kids_open(l, err);
 
 	*b = (struct below){ 0 };
 	if (rc)
-		return rc == -ENOENT ? 0 : rc;
+		return rc == -ENOENT ? is_missing(l->kids[0], err) : rc;
 	b->size = l->kids[0]->size;
 	b->can_write = l->kids[0]->caps & CAN_WRITE;
 	layer_kids_close(l);

@@ -142,7 +142,7 @@ static CO_FN int ask(struct guarded *g)
 	count(&g->self->guard_asked);
 	http_resp_free(&g->resp->http);
 	rc = s3_do(g->self->s3, &req, g->resp, &g->c->not_before);
-	if (is_transient(rc))
+	if (is_transient(rc) || rc == -ENOMEM)
 		return rc;
 	g->known = rc == 0 ? S3_THERE : S3_ABSENT;
 	if (rc == 0 && http->etag[0] && strlen(http->etag) <= S3_ETAG_LEN_MAX) {
