@@ -177,10 +177,16 @@ int cmd_init(const struct args *a)
 static CO_FN int destroy_run(void *arg)
 {
 	struct job *job = arg;
+	char was[IDENTITY_LEN + 1];
+	struct err ignored = { "" };
+	int rc = identity_remove(job->chain, was, &job->err);
 
-	int rc = identity_remove(job->chain, &job->err);
-
-	return rc ? rc : chain_destroy(job->chain, &job->err);
+	if (rc)
+		return rc;
+	rc = chain_destroy(job->chain, &job->err);
+	if (rc) /* what can't be put back is known to nobody, and the first error counts */
+		(void)identity_put_back(job->chain, was, &ignored);
+	return rc;
 }
 
 static int confirm_destroy(const struct job *job)

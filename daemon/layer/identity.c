@@ -70,19 +70,27 @@ static CO_FN int get_object(struct chan *store, char out[IDENTITY_LEN + 1])
 	return rc;
 }
 
-/* Runs with the store's channel, of a chain that is not open. `text` NULL: removes. */
-static CO_FN int change_object(struct layer *l, const char *text, struct err *err)
+/* "" in `was` when there is none. */
+static CO_FN int take_object(struct chan *store, char was[IDENTITY_LEN + 1])
+{
+	struct obj obj;
+	int rc = get_object(store, was);
+
+	(void)obj_set(&obj, IDENTITY_OBJECT);
+	return rc && rc != -ENOENT ? rc : ch_del(store, &obj, 1);
+}
+
+/* Runs with the store's channel, of a chain that is not open. `text` NULL: removes; `was` becomes what was there. */
+static CO_FN int change_object(struct layer *l, const char *text, char *was, struct err *err)
 {
 	struct chan *store;
-	struct obj obj;
 	int rc = layer_kids_open(l, err);
 
 	if (rc)
 		return rc;
 	rc = layer_chan_open(l->kids[0], &store);
 	if (!rc) {
-		(void)obj_set(&obj, IDENTITY_OBJECT);
-		rc = text ? put_object(store, text) : ch_del(store, &obj, 1);
+		rc = text ? put_object(store, text) : take_object(store, was);
 		layer_chan_close(store);
 	}
 	if (rc)
@@ -158,14 +166,20 @@ int identity_make(struct chain *c, bool renew, struct err *err)
 		return err_set(err, rc, "no random numbers: %s", err_name(rc));
 	if (!l)
 		return 0;
-	return l->ops->keyed_kids ? change_object(l, text, err) : make_attribute(c, l, text, renew, err);
+	return l->ops->keyed_kids ? change_object(l, text, NULL, err) : make_attribute(c, l, text, renew, err);
 }
 
-int identity_remove(struct chain *c, struct err *err)
+int identity_remove(struct chain *c, char was[IDENTITY_LEN + 1], struct err *err)
 {
 	struct layer *l = home_of(c);
 
-	return l && l->ops->keyed_kids ? change_object(l, NULL, err) : 0;
+	was[0] = '\0';
+	return l && l->ops->keyed_kids ? change_object(l, NULL, was, err) : 0;
+}
+
+int identity_put_back(struct chain *c, const char *was, struct err *err)
+{
+	return *was ? change_object(home_of(c), was, NULL, err) : 0;
 }
 
 /* From objects in `keyed`, or from the file of `l`; either may be NULL. */

@@ -26,8 +26,12 @@
  */
 CO_FN int identity_make(struct chain *c, bool renew, struct err *err);
 
-/* Before a volume is removed: what would be left over of it; the chain is built, not open. */
-CO_FN int identity_remove(struct chain *c, struct err *err);
+/*
+ * Before a volume is removed: what would be left over of it; the chain is built, not open. `was`: what it was, "" =
+ * none, to be put back if the volume stays after all.
+ */
+CO_FN int identity_remove(struct chain *c, char was[IDENTITY_LEN + 1], struct err *err);
+CO_FN int identity_put_back(struct chain *c, const char *was, struct err *err);
 
 /* The open chain's, "" = none. -errno when it can't be told: then neither can whose devices are whose. */
 CO_FN int identity_read(struct chain *c, char out[IDENTITY_LEN + 1], struct err *err);

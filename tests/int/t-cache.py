@@ -218,4 +218,20 @@ def what_is_missing_is_not_the_volume():
     bucket.clear()
 
 
+@suite.case
+def a_destroy_that_is_refused_changes_nothing():
+    """The volume is the one it was, by its identity too: devices and cached data know it by that."""
+    folder, bucket = os.path.join(tempfile.mkdtemp(dir=temp_dir()), "cache"), Bucket(server, client)
+    chain = f"cache[disk={folder},size=4Mi,mode=writeback]", f"sharded:{bucket.chain}"
+    run("init", "--size", str(SIZE), *chain)
+    identity = bucket.get("uuid")
+    assert identity
+    with serve(*chain) as d:
+        _, err = run("destroy", "--force", *chain, code=1)
+        assert f"{folder} is in use by process {d.process.pid} (nbdrsd)" in err, err
+    same(bucket.get("uuid"), identity)
+    run("destroy", "--force", *chain)
+    assert not bucket.names(), bucket.names()
+
+
 suite.main()

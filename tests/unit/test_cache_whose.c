@@ -71,6 +71,7 @@ static CO_FN int made_again(void *arg)
 	struct run *r = arg;
 	struct err err = { "" };
 	struct tiered_other o;
+	char was[IDENTITY_LEN + 1];
 
 	if (run_shut(r) || tiered_other(r, "sharded[size=256Ki]:file:@/vol/", &o))
 		return -1;
@@ -81,14 +82,14 @@ static CO_FN int made_again(void *arg)
 	EXPECT(r, run_ops(r, 2, CH_READ) <= 2, "it is used: %" PRIu64, run_ops(r, 2, CH_READ));
 	if (run_shut(r))
 		return -1;
-	EXPECT(r, identity_remove(o.chain, &err) == 0, "%s", err.msg);
+	EXPECT(r, identity_remove(o.chain, was, &err) == 0, "%s", err.msg);
 	EXPECT(r, chain_destroy(o.chain, &err) == 0, "%s", err.msg);
 	EXPECT(r, chain_create(o.chain, SIZE, false, &err) == 0, "%s", err.msg);
 	EXPECT(r, identity_make(o.chain, false, &err) == 0, "%s", err.msg);
 	memset(r->model, 0, SIZE);
 	if (run_reopen(r, false) || run_check_all(r) || run_shut(r))
 		return -1;
-	EXPECT(r, identity_remove(o.chain, &err) == 0, "%s", err.msg);
+	EXPECT(r, identity_remove(o.chain, was, &err) == 0, "%s", err.msg);
 	tiered_other_free(&o);
 	return run_reopen(r, false);
 }
