@@ -18,8 +18,6 @@ SIZE, MEM = 40 * MIB, 8 * MIB
 BLOCKS = 1000  # asked for twice: more than may be ...
 IN_FLIGHT = 1024
 CACHE = f"cache[mem={MEM},granule=4Ki]"
-# What is lent may change on its way: a race that is allowed, and that ThreadSanitizer reports where it sees the sendmsg.
-MAY_CHANGE = os.environ.get("NBDRS_SANITIZER") != "thread"
 BACK = f"cache[mode=writeback,mem={MEM},granule=4Ki]"
 
 suite = Suite()
@@ -141,7 +139,7 @@ def check_others(cache):
               f"{memory} KiB more memory")
         assert highest <= MEM + MIB, f"{highest} bytes of cache"  # what is being fetched comes on top
         assert SANITIZED or memory < 16 * KIB, f"{memory} KiB more memory"
-        changed = range(0, BLOCKS, 2) if MAY_CHANGE else ()
+        changed = range(0, BLOCKS, 2)
         for block in changed:
             n.write(block * BLOCK, new(block))
         s.take(lambda data, block: is_mixed(data, block) if block in changed else is_old(data, block))
