@@ -28,6 +28,8 @@ static void fuzz_heads(const uint8_t *data, size_t size)
 	segment_head_write(again, &h, h.volume);
 	must(segment_head_read(again, &other) == HEAD_GOOD);
 	must(segment_head_is_of(&other, h.volume));
+	must(strcmp(other.identity, h.identity) == 0);
+	must(!segment_head_is_of_former(&other, h.identity));
 	must(other.number == h.number && other.last_seq == h.last_seq &&
 	     memcmp(other.salt, h.salt, sizeof(h.salt)) == 0);
 }

@@ -124,6 +124,64 @@ def made_anew_over_a_journal():
         same(first_bytes(d), bytes(4096))
 
 
+def refused(driver, conn):
+    """What a daemon says that must not start."""
+    d = serve(driver, conn, ready=False)
+    code = d.wait()
+    assert code == 1, f"it ended with {code}:\n" + d.text()
+    return d.text()
+
+
+@suite.case
+def made_anew_without_the_cache():
+    """A killed daemon's journal is not played over a volume that was made anew by somebody who did not look."""
+    size = ("--size", str(SIZE))
+    for form in "above", "below", "image":
+        place = tempfile.mkdtemp(dir=temp_dir())
+        folder = os.path.join(place, "cache")
+        cache = f"cache[disk={folder},size=4Mi,mode=writeback,lag=10m]"
+        driver, conn, bare = {"above": (cache, f"sharded:file:{place}/vol/", ("sharded", f"file:{place}/vol/")),
+                              "below": ("sharded", f"{cache}:file:{place}/vol/", ("sharded", f"file:{place}/vol/")),
+                              "image": (cache, f"raw:file:{place}/disk.img", ("raw", f"file:{place}/disk.img"))}[form]
+
+        def first_bytes():
+            with serve(driver, conn) as d, Nbd.connect(d.unix, "disk") as c:
+                return c.read(0, 4096)
+
+        run("init", *size, *bare)
+        if form == "image" and "user.nbdrs.id" not in os.listxattr(f"{place}/disk.img"):
+            continue  # a file system without attributes
+        d = serve(driver, conn)
+        with Nbd.connect(d.unix, "disk") as c:
+            c.write(0, b"old " * 1024)
+            c.do(FLUSH)
+        kill(d)
+        run("destroy", "--force", *bare)
+        run("init", *size, *bare)
+        with serve(*bare) as d, Nbd.connect(d.unix, "disk") as c:
+            c.write(0, b"new " * 1024)
+        said = refused(driver, conn)
+        assert f"{folder} has unsaved data, up to " in said and "a former volume of this name" in said, said
+        assert "move the folder away" in said and ("init --force" in said) == (form != "image"), said
+        err = run("init", *size, "-e", "disk", driver, conn, code=1)[1]
+        assert "former volume" in err, err
+        # Away with it; then the other ways.
+        os.rename(folder, folder + ".away")
+        same(first_bytes(), b"new " * 1024)
+        if form != "below":
+            run("destroy", "--force", "-e", "disk", driver, conn)
+            run("init", *size, "-e", "disk", driver, conn)
+            same(first_bytes(), bytes(4096))
+        shutil.rmtree(folder)
+        os.rename(folder + ".away", folder)
+        assert "former volume" in refused(driver, conn)
+        if form == "below":
+            err = run("destroy", "--force", driver, conn, code=1)[1]
+            assert "former volume" in err, err
+        run("init", "--force", *size, "-e", "disk", driver, conn)
+        same(first_bytes(), b"new " * 1024 if form == "below" else bytes(4096))
+
+
 @suite.case
 def upgraded():
     """The next program finds it, and what the journal has is not older behind it."""

@@ -49,6 +49,7 @@ struct back {
 	struct layer *l;
 	const char *name; /* for the log */
 	char *volume;
+	char identity[IDENTITY_LEN + 1]; /* of what is below, "" = it has none */
 	bool is_ro;
 	bool is_whole; /* objects below are only put whole */
 	struct journal journal;
@@ -104,6 +105,8 @@ CO_FN void cache_tier_stop(struct layer *l);
 
 /* --- cache_volume.c: volumes are made and removed --------------------------------------------- */
 
+/* Whether `init --force` changes the volume's size at most, and keeps its data. */
+bool cache_init_keeps(const struct layer *l);
 CO_FN int cache_create(struct layer *l, const struct obj *obj, uint64_t size, bool force,
 		       struct err *err);
 CO_FN int cache_destroy(struct layer *l, const struct obj *obj, struct err *err);

@@ -13,7 +13,7 @@
  * On disk (little endian, see cache_record.c):
  *
  *	segment	head (512 bytes: magic, version, number, the last sequence number before it, salt,
- *		volume, checksum), the same again, zeroes up to 4096, records
+ *		volume, its identity, checksum), the same again, zeroes up to 4096, records
  *	record	head (64 bytes: magic, type, sequence number, extent, checksums of data and head),
  *		name of the object, data; each padded to 8 bytes
  *
@@ -31,6 +31,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "nbdrs/backend.h"
 #include "nbdrs/co.h"
 #include "nbdrs/iov.h"
 #include "nbdrs/layer.h"
@@ -84,11 +85,13 @@ struct record {
 };
 
 struct journal_conf {
-	const char *folder; /* borrowed; NULL = in memory */
-	const char *volume; /* borrowed; whose it is */
-	const char *name;   /* borrowed; of the export, for the log */
-	uint64_t size;      /* bytes in all */
-	bool is_ro;         /* only looked at */
+	const char *folder;   /* borrowed; NULL = in memory */
+	const char *volume;   /* borrowed; whose it is */
+	const char *identity; /* borrowed; of that volume, "" = not known; see nbdrs/identity.h */
+	const char *mend;     /* borrowed; how to go on without a former volume's journal */
+	const char *name;     /* borrowed; of the export, for the log */
+	uint64_t size;        /* bytes in all */
+	bool is_ro;           /* only looked at */
 	/*
 	 * Shows a record, in order: once when it was written, and again at replay, in a thread of
 	 * offload()'s. Never suspends.
@@ -125,7 +128,8 @@ struct journal {
 };
 
 /*
- * A fresh one; with a folder that is locked, read and shown record by record. Errors name the file;
+ * A fresh one; with a folder that is locked, read and shown record by record. -EBUSY when what is in it
+ * belongs to somebody else, or to a former volume of this name. Errors name the file;
  * it is to be closed after them, too, since what was shown may point into it.
  */
 CO_FN int journal_open(struct journal *j, const struct journal_conf *conf, struct err *err);
@@ -138,7 +142,10 @@ struct journal_removal {
 	char *volume;       /* the caller's; whose it has to be */
 	bool any_export;    /* or of that disk as an export of whatever name */
 	int dir_fd;         /* -1: it is not there, which is fine */
-	uint64_t unsaved;   /* bytes of the journal, no more than so many; of journal_may_remove() */
+	/* Of journal_may_remove(): */
+	uint64_t unsaved;                /* bytes of the journal, no more than so many */
+	char identity[IDENTITY_LEN + 1]; /* so it says; "" = it does not */
+	bool has_two;                    /* it says several */
 };
 
 /* Opens and locks the folder until journal_removal_end(). -EBUSY when it is in use. */
@@ -146,7 +153,9 @@ CO_FN int journal_removal_begin(struct journal_removal *r, struct err *err);
 CO_FN void journal_removal_end(struct journal_removal *r);
 /* -EBUSY when the journal is another volume's; an error too when that cannot be said. */
 CO_FN int journal_may_remove(struct journal_removal *r, struct err *err);
-/* After that: removes it, whatever is in it, and makes that stable. */
+/* After that: is it of a former volume of this name, where `identity` is that of the one there, or ""? */
+bool journal_removal_is_former(const struct journal_removal *r, const char *identity);
+/* After journal_may_remove(): removes it, whatever is in it, and makes that stable. */
 CO_FN int journal_remove(const struct journal_removal *r, struct err *err);
 /* The folder as well, unless there are other files in it. */
 CO_FN int journal_folder_remove(const struct journal_removal *r, struct err *err);
@@ -215,6 +224,7 @@ struct segment_head {
 	uint8_t salt[8];
 	char volume[353]; /* ends with NUL; shortened */
 	uint64_t volume_sum;
+	char identity[IDENTITY_LEN + 1]; /* "" = not known */
 };
 
 enum head_state { HEAD_SPARE, HEAD_GOOD, HEAD_NEWER, HEAD_BAD };
@@ -227,6 +237,8 @@ enum head_state segment_head_read(const uint8_t *from, struct segment_head *h);
 bool segment_head_is_of(const struct segment_head *h, const char *volume);
 /* The volume's text with the name of an export behind it, as back_volume() makes it. */
 bool segment_head_is_of_export(const struct segment_head *h, const char *volume);
+/* Whatever its name: both identities are known, and differ. */
+bool segment_head_is_of_former(const struct segment_head *h, const char *identity);
 
 /* Fills r->head, but for what journal_record_seal() adds; the data's checksum is made here. */
 void journal_record_prepare(struct record *r);

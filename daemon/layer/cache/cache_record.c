@@ -11,10 +11,11 @@
  *	32  salt, 8 bytes		24  u64 length of the extent
  *	40  u64 hash of the volume	32  u64 checksum of the data
  *	48  its text, 352 bytes		40  u64 length of the data
- *	504 u64 checksum		48  u64 number up to which all was synced by then
- *					56  u64 checksum of the head, the name and the salt
+ *	400 its identity, 16 bytes	48  u64 number up to which all was synced by then
+ *	504 u64 checksum		56  u64 checksum of the head, the name and the salt
  *
- * Checksums are XXH3, 64 bits.
+ * Checksums are XXH3, 64 bits. The identity is zeroes where it was not known, and in files of releases that did
+ * not write any.
  *
  * The segment's head stands there twice. It is written over zeroes, and zeroes are written over it,
  * by one call from front to back, when no record of it counts. A crash in the middle leaves one of
@@ -32,7 +33,8 @@
 #include "layer/cache/cache_journal.h"
 #include "nbdrs/cleanup.h"
 
-enum { VERSION = 1, HEAD_LEN = 512, SUM_AT = 504, VOLUME_AT = 48, VOLUME_LEN = 352 };
+enum { VERSION = 1, HEAD_LEN = 512, SUM_AT = 504 };
+enum { VOLUME_AT = 48, VOLUME_LEN = 352, IDENTITY_AT = 400 };
 enum { RECORD_SUM_AT = 56, SYNCED_AT = 48, PAD = 8 };
 
 static const char segment_magic[8] = { 'n', 'b', 'd', 'r', 's', 'j', 'n', 'l' };
@@ -95,6 +97,7 @@ void segment_head_write(uint8_t *to, const struct segment_head *h, const char *v
 	memcpy(to + 32, h->salt, sizeof(h->salt));
 	put64(to + 40, XXH3_64bits(volume, len));
 	memcpy(to + VOLUME_AT, volume, MIN(len, (size_t)VOLUME_LEN));
+	memcpy(to + IDENTITY_AT, h->identity, strlen(h->identity));
 	put64(to + SUM_AT, XXH3_64bits(to, SUM_AT));
 	memcpy(to + HEAD_LEN, to, HEAD_LEN);
 }
@@ -124,7 +127,8 @@ static enum head_state read_one(const uint8_t *from, struct segment_head *h)
 	};
 	memcpy(h->salt, from + 32, sizeof(h->salt));
 	memcpy(h->volume, from + VOLUME_AT, VOLUME_LEN);
-	return HEAD_GOOD;
+	memcpy(h->identity, from + IDENTITY_AT, IDENTITY_LEN);
+	return *h->identity == '\0' || identity_is_valid(h->identity) ? HEAD_GOOD : HEAD_BAD;
 }
 
 enum head_state segment_head_read(const uint8_t *from, struct segment_head *h)
@@ -150,6 +154,11 @@ bool segment_head_is_of_export(const struct segment_head *h, const char *volume)
 
 	return len < VOLUME_LEN && strncmp(h->volume, volume, len) == 0 &&
 	       strncmp(h->volume + len, " (", 2) == 0;
+}
+
+bool segment_head_is_of_former(const struct segment_head *h, const char *identity)
+{
+	return *h->identity && *identity && strcmp(h->identity, identity) != 0;
 }
 
 /* --- Records ---------------------------------------------------------------------------------- */

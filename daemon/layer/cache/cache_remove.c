@@ -38,6 +38,10 @@ static int judge(struct journal_removal *r, const char *name, const uint8_t *byt
 	if (segment_head_is_of(&head, r->volume) ||
 	    (r->any_export && segment_head_is_of_export(&head, r->volume))) {
 		r->unsaved += size - SEGMENT_HEAD;
+		if (segment_head_is_of_former(&head, r->identity))
+			r->has_two = true;
+		else if (*head.identity)
+			memcpy(r->identity, head.identity, sizeof(r->identity));
 		return 0;
 	}
 	return err_set(
@@ -113,10 +117,17 @@ int journal_may_remove(struct journal_removal *r, struct err *err)
 	int rc = r->dir_fd < 0 ? 0 : list(r, &files, &n, err);
 
 	r->unsaved = 0;
+	r->identity[0] = '\0';
+	r->has_two = false;
 	for (size_t i = 0; i < n && !rc; i++)
 		rc = check_file(r, files[i], err);
 	free(files);
 	return rc;
+}
+
+bool journal_removal_is_former(const struct journal_removal *r, const char *identity)
+{
+	return r->has_two || (*r->identity && *identity && strcmp(r->identity, identity) != 0);
 }
 
 int journal_remove(const struct journal_removal *r, struct err *err)

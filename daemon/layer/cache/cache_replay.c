@@ -19,6 +19,7 @@
 #include "nbdrs/cleanup.h"
 #include "nbdrs/io.h"
 #include "nbdrs/log.h"
+#include "nbdrs/opt.h"
 
 /* Tries for a file that a killed daemon's ring still writes to. */
 enum { LOCK_TRIES = 150 };
@@ -105,6 +106,40 @@ static int judge_head(struct replay *r, const struct segment *seg, const uint8_t
 		"layer cache: %s holds unsaved data of another volume, %s; this one is %s. Give it a folder "
 		"of its own, or serve that one until its data is saved, or say volume=%s if it is the same",
 		c->folder, head->volume, c->volume, head->volume);
+}
+
+static int former(const struct replay *r, const char *was, const char *is)
+{
+	uint64_t len = 0;
+	char unsaved[32];
+
+	for (size_t i = 0; i < r->n; i++)
+		len += r->v[i].seg->room - SEGMENT_HEAD;
+	format_size(len, unsaved, sizeof(unsaved));
+	return err_set(
+		r->err, -EBUSY,
+		"layer cache: %s has unsaved data, up to %s, of a former volume of this name: identity %s, "
+		"not %s. Nothing was changed; to go on without that data %s",
+		r->j->conf.folder, unsaved, was, is, r->j->conf.mend);
+}
+
+/*
+ * One that was removed and made again has the name, and nothing of the data: see docs/consistency.md, "A former
+ * volume of that name". Two different ones in a folder are not both this one.
+ */
+static int judge_identity(const struct replay *r)
+{
+	const char *is = r->j->conf.identity;
+
+	for (size_t i = 0; i < r->n; i++) {
+		const struct segment_head *head = &r->v[i].head;
+
+		if (segment_head_is_of_former(head, is))
+			return former(r, head->identity, is);
+		if (!*is)
+			is = head->identity;
+	}
+	return 0;
 }
 
 static CO_FN int add_file(struct replay *r, uint32_t file)
@@ -289,6 +324,8 @@ int journal_replay(struct journal *j, struct err *err)
 	for (size_t i = 0; i < n && !rc; i++)
 		rc = add_file(&r, files[i]);
 	j->last_file = n ? files[n - 1] : 0;
+	if (!rc)
+		rc = judge_identity(&r);
 	if (!rc && r.n) {
 		qsort(r.v, r.n, sizeof(*r.v), by_segment);
 		rc = read_all(&r);

@@ -120,6 +120,7 @@ int segment_write_head(struct journal *j, struct segment *seg, uint64_t last_seq
 	if (seg->fd < 0)
 		return 0;
 	memcpy(h.salt, seg->salt, sizeof(h.salt));
+	(void)snprintf(h.identity, sizeof(h.identity), "%s", j->conf.identity);
 	segment_head_write(bytes, &h, j->conf.volume);
 	return io_pwrite_full(seg->fd, &v, 1, 0, 0);
 }

@@ -15,6 +15,7 @@
 
 #include "layer/cache/cache_int.h"
 #include "nbdrs/cleanup.h"
+#include "nbdrs/identity.h"
 
 #define NS_PER_S UINT64_C(1000000000)
 #define IDLE_NS  (NS_PER_S)
@@ -300,6 +301,12 @@ static void free_back(struct back *b)
 	free(b);
 }
 
+/* For whom the volume that is there is the one that counts: `init` must not cost its data. */
+#define MEND "move the folder away"
+#define MEND_MAPPED                                                                           \
+	MEND ", or say \"nbdrsd init --force\" with this chain and the volume's size, which " \
+	     "removes it and keeps the volume"
+
 int back_open(struct layer *l, struct err *err)
 {
 	struct cache *c = l->self;
@@ -321,7 +328,14 @@ int back_open(struct layer *l, struct err *err)
 		free_back(b);
 		return err_set(err, rc, "out of memory");
 	}
+	rc = c->disk ? identity_below(l, b->identity, err) : 0;
+	if (rc) {
+		free_back(b);
+		return err_prefix(err, rc, "layer cache");
+	}
 	conf.volume = b->volume;
+	conf.identity = b->identity;
+	conf.mend = cache_init_keeps(l) ? MEND_MAPPED : MEND;
 	conf.name = b->name;
 	conf.is_ro = b->is_ro;
 	conf.want_room = back_want_room;

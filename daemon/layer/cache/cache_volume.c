@@ -8,6 +8,7 @@
 
 #include "layer/cache/cache_int.h"
 #include "nbdrs/cleanup.h"
+#include "nbdrs/identity.h"
 #include "nbdrs/opt.h"
 
 /* Objects have a place to be made only where one of the layers below says so. */
@@ -53,10 +54,16 @@ static bool kid_maps(const struct layer *l)
 	return false;
 }
 
-/* The volume below; 0 = there is none. */
+bool cache_init_keeps(const struct layer *l)
+{
+	return l->is_keyed || kid_maps(l);
+}
+
+/* The volume below, or the objects of one; all 0 = there is none. */
 struct below {
 	uint64_t size;
 	bool can_write;
+	char identity[IDENTITY_LEN + 1];
 };
 
 /* The store answers, and has no volume: its object `size` is missing, not a key, a certificate or a node. */
@@ -117,13 +124,23 @@ static CO_FN int look_below(struct layer *l, struct below *b, struct err *err)
 		return rc == -ENOENT ? is_missing(l->kids[0], err) : rc;
 	b->size = l->kids[0]->size;
 	b->can_write = l->kids[0]->caps & CAN_WRITE;
+	rc = identity_below(l, b->identity, err);
 	layer_kids_close(l);
-	return 0;
+	return rc;
 }
 
 /* Why what is unsaved must stay; NULL = it need not, or may. */
-static const char *objection(const struct layer *l, const struct below *b, bool force)
+static const char *objection(const struct layer *l, const struct below *b, bool is_former,
+			     bool force)
 {
+	if (is_former && force)
+		return NULL;
+	if (is_former && cache_init_keeps(l))
+		return "a former volume of this name, not of the one that is there; say --force, and what is unsaved "
+		       "is lost";
+	if (is_former)
+		return "a former volume of this name, not of the one that is there; move the folder away, or say "
+		       "--force, and both are lost";
 	if (b->size && kid_maps(l))
 		return "the volume that is there, and keeps its data with another size; serve it until that is "
 		       "saved, then change the size";
@@ -135,6 +152,12 @@ static const char *objection(const struct layer *l, const struct below *b, bool 
 	       "is saved, or say --force, and it is lost";
 }
 
+/* What the journal has is this one's, and is left as it is. Of objects it is the mapping above that decides. */
+static bool may_stay(const struct layer *l, const struct below *b, uint64_t size, bool force)
+{
+	return l->is_keyed || (b->size == size && (!force || kid_maps(l)));
+}
+
 /* Whether the journal, which is not empty, goes; and that what is to come after it can be done. */
 static CO_FN int judge(struct layer *l, const struct journal_removal *r, uint64_t size, bool force,
 		       bool *goes, struct err *err)
@@ -144,20 +167,21 @@ static CO_FN int judge(struct layer *l, const struct journal_removal *r, uint64_
 	char unsaved[32];
 	const char *of;
 	int rc = look_below(l, &b, &why);
+	const bool is_former = journal_removal_is_former(r, b.identity);
 
-	if (!rc && b.size == size && (!force || kid_maps(l)))
-		return 0; /* it is left as it is */
+	if (!rc && !is_former && may_stay(l, &b, size, force))
+		return 0;
 	format_size(r->unsaved, unsaved, sizeof(unsaved));
 	if (rc)
 		return err_set(
 			err, rc,
 			"layer cache: %s has unsaved data, up to %s, of a volume that cannot be opened: %s",
 			r->folder, unsaved, why.msg);
-	of = objection(l, &b, force);
+	of = objection(l, &b, is_former, force);
 	if (of)
 		return err_set(err, -EEXIST, "layer cache: %s has unsaved data, up to %s, of %s",
 			       r->folder, unsaved, of);
-	if (b.size && !b.can_write)
+	if ((b.size || *b.identity) && !b.can_write)
 		return err_set(err, -EROFS, "layer cache: the volume below is read-only");
 	*goes = true;
 	return 0;
@@ -165,7 +189,8 @@ static CO_FN int judge(struct layer *l, const struct journal_removal *r, uint64_
 
 /*
  * Whatever of a former volume of this name is in the folder is not the new one's; see docs/consistency.md,
- * "A new volume never gets an old journal". Of objects it is the mapping above that looks, through the journal.
+ * "A new volume never gets an old journal". Objects may be on a store where nothing is made: there only the journal
+ * is looked at.
  */
 static CO_FN int make_way(struct layer *l, struct journal_removal *r, uint64_t size, bool force,
 			  struct err *err)
@@ -173,7 +198,7 @@ static CO_FN int make_way(struct layer *l, struct journal_removal *r, uint64_t s
 	bool goes = false;
 	int rc = 0;
 
-	if (!l->is_keyed && kid_makes(l, true)) {
+	if (l->is_keyed || kid_makes(l, true)) {
 		rc = journal_may_remove(r, err);
 		if (!rc && r->unsaved)
 			rc = judge(l, r, size, force, &goes, err);
