@@ -210,12 +210,13 @@ struct reading {
 	struct segment *seg;
 	uint8_t *all;  /* what it holds */
 	uint64_t last; /* its last record's number where that is known */
+	uint64_t end;  /* of its last record that was shown */
 };
 
 /* Shows them. Up to 64 MiB of checksums: for offload(). */
 static int show_records(void *arg)
 {
-	const struct reading *g = arg;
+	struct reading *g = arg;
 	struct replay *r = g->r;
 	struct segment *seg = g->seg;
 	uint64_t at = SEGMENT_HEAD;
@@ -231,14 +232,29 @@ static int show_records(void *arg)
 		r->records++;
 		at += journal_record_size(&rec);
 	}
+	g->end = at;
 	if (g->last == UINT64_MAX ? misses_synced(r, seg, g->all, at) : r->last_seq != g->last)
 		return damaged(r, seg);
 	return 0;
 }
 
+/*
+ * What was read may be in the page cache only, and called stable by the kernel: after a sync that failed in the
+ * daemon before, the next one succeeds and writes nothing. So it is written again, with the same bytes.
+ */
+static CO_FN int write_again(const struct reading *g)
+{
+	struct iovec v = { g->all, g->end };
+	const int rc = io_pwrite_full(g->seg->fd, &v, 1, 0, 0);
+
+	return rc ? err_set(g->r->err, rc, "layer cache: %s: the journal cannot be written: %s",
+			    g->r->j->conf.folder, err_name(rc))
+		  : 0;
+}
+
 static CO_FN int read_segment(struct replay *r, struct segment *seg, uint64_t last)
 {
-	struct reading g = { r, seg, NULL, last };
+	struct reading g = { .r = r, .seg = seg, .last = last };
 	struct iovec v;
 	int rc;
 
@@ -252,6 +268,9 @@ static CO_FN int read_segment(struct replay *r, struct segment *seg, uint64_t la
 			      r->j->conf.folder, err_name(rc));
 	else
 		rc = offload(show_records, &g);
+	/* All before the newest one was synced when that was begun. */
+	if (!rc && last == UINT64_MAX && !r->j->conf.is_ro)
+		rc = write_again(&g);
 	(void)munmap(g.all, seg->room); /* can't fail for ours */
 	return rc;
 }
@@ -289,7 +308,7 @@ static CO_FN int sync_all(struct replay *r)
 	int rc = io_fsync(r->j->dir_fd);
 
 	list_for_each(seg, &r->j->used, struct segment, node) if (!rc) rc = io_fdatasync(seg->fd);
-	list_for_each(seg, &r->j->spare, struct segment, node) if (!rc) rc = io_fdatasync(seg->fd);
+	list_for_each(seg, &r->j->spare, struct segment, node) if (!rc) rc = segment_clear(seg);
 	return rc ? err_set(r->err, rc, "layer cache: %s: the journal cannot be synced: %s",
 			    r->j->conf.folder, err_name(rc))
 		  : 0;
