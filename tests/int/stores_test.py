@@ -45,8 +45,13 @@ def clean_env(**more):
 
 def run(*args, code=0, secrets=(), env=None, limit_s=WAIT_S):
     """Runs nbdrsd to its end; (standard output, standard error)."""
-    p = subprocess.run([NBDRSD, *args, f"--io-engine={ENGINE}"], text=True, errors="replace", capture_output=True,
-                       timeout=limit_s, stdin=subprocess.DEVNULL, check=False, env=env or clean_env())
+    try:
+        p = subprocess.run([NBDRSD, *args, f"--io-engine={ENGINE}"], text=True, errors="replace", capture_output=True,
+                           timeout=limit_s, stdin=subprocess.DEVNULL, check=False, env=env or clean_env())
+    except subprocess.TimeoutExpired as e:
+        said = (e.stderr or b"").decode(errors="replace")
+        must_hide(said, secrets)
+        raise AssertionError(f"nbdrsd {args[0]} has not ended after {limit_s} s:\n{said}") from None
     must_hide(p.stdout + p.stderr, secrets)
     assert p.returncode == code, f"{p.returncode}, not {code}:\n{p.stdout}{p.stderr}"
     return p.stdout, p.stderr
