@@ -12,10 +12,13 @@
 # shellcheck source=tests/guest/survive.sh
 . /run/guest/survive.sh 4
 
+# Beside all other tests the emulated processor waits, too; NBDRS_FULL=1 is for a machine that does nothing else.
+limit=${NBDRS_FULL:+1000}
+limit=${limit:-3000}
 strike() { bounded 30 nbdrsctl --control $CTL upgrade >/dev/null; }
 dead() { dmesg | grep -cE "Receive control failed|reconnected socket|Dead connection" || :; }
 found() {
-	check "no request took longer than 1 s ($load_worst ms)" [ "$load_worst" -le $((1000 * SLOW)) ]
+	check "no request took longer than $limit ms ($load_worst ms)" [ "$load_worst" -le $((limit * SLOW)) ]
 	check "it is the same process" [ "$(nbdrsctl --control $CTL version --json | jq .pid)" = "$daemon" ]
 	check "that has been replaced $rounds times" [ "$(nbdrsctl --control $CTL version --json | jq .generation)" = "$rounds" ]
 	check "the device is live" [ "$(nbdrs-attach --control $CTL -l --json | jq -r '.devices[0].state')" = live ]
