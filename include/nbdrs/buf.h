@@ -2,7 +2,7 @@
 /*
  * Data buffers: per-reactor pools of power-of-two sizes from 4 KiB to 64 MiB, page aligned. Buffers of
  * up to 256 KiB are kept for reuse (last in, first out: the next one is still in the CPU's cache), larger
- * ones up to a byte limit; the rest goes back to the kernel.
+ * ones up to a byte limit; the rest goes back to the kernel. From 2 MiB on they lie in huge pages (huge.h).
  */
 #ifndef NBDRS_BUF_H
 #define NBDRS_BUF_H

@@ -19,8 +19,10 @@
  * Promises. Writing through: those of the layer below, for flush, FUA, trim, crash and several
  * writers; whatever fails below leaves nothing in the cache. Writing back: see docs/consistency.md.
  *
- * Memory: `mem` (or less, with --cache-mem), and beyond it granules being fetched, which are at
- * most as many as requests in flight need; some 100 bytes for each part of the journal that is not
+ * Where granules lie is cache_arena.c's to say; volumes are made and removed in cache_volume.c.
+ *
+ * Memory: `mem` (or less, with --cache-mem), and beyond it granules being fetched, or lent and dropped
+ * since, which are at most as many as requests in flight need; some 100 bytes for each part of the journal that is not
  * below; for each unit on its way its data, or the object. For the disk 1.6 MiB for each GiB of it (with
  * granules of 64 KiB) and up to 16 MiB on its way there.
  */

@@ -100,7 +100,7 @@ static CO_FN int open_tier(struct layer *l, const char *identity, struct err *er
 int cache_tier_start(struct layer *l, struct err *err)
 {
 	struct cache *c = l->self;
-	char identity[IDENTITY_LEN + 1];
+	char own[IDENTITY_LEN + 1];
 	int rc;
 
 	if (!c->disk || l->want_ro || (c->back && c->back->is_ro))
@@ -109,13 +109,14 @@ int cache_tier_start(struct layer *l, struct err *err)
 		return tier_remove(&(struct journal_removal){ .folder = c->disk,
 							      .dir_fd = c->back->journal.dir_fd },
 				   err);
-	rc = identity_below(l, identity, err);
+	/* For its journal it was asked already. */
+	rc = c->back ? 0 : identity_below(l, own, err);
 	if (rc)
 		return err_prefix(err, rc, "layer cache");
 	c->place = back_volume(l);
 	if (!c->place)
 		return err_set(err, -ENOMEM, "out of memory");
-	rc = open_tier(l, identity, err);
+	rc = open_tier(l, c->back ? c->back->identity : own, err);
 	if (rc)
 		cache_tier_stop(l);
 	return rc;
